@@ -1,0 +1,144 @@
+"""Exact selection: asked for k of N weights, keep exactly k."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autosparse.budget.allocation import BUDGETS, layer_counts
+from autosparse.errors import AutoSparseError, BudgetError
+from autosparse.layers import Layer, total_weights
+from autosparse.masks import Masks
+
+Scores = Mapping[str, Tensor]
+
+
+def density_of(sparsity: float) -> float:
+    """The fraction kept, free of binary rounding: ``density_of(0.98) == 0.02``. BudgetError outside [0, 1)."""
+    if not 0 <= sparsity < 1:
+        raise BudgetError(f"sparsity {sparsity} is outside [0, 1): 0.98 keeps 2 % of the weights")
+    return float(1 - Decimal(repr(float(sparsity))))
+
+
+def keep_count(total: int, sparsity: float) -> int:
+    """``round((1 - sparsity) * total)``; BudgetError when that is no weight at all."""
+    count = round(density_of(sparsity) * total)
+    if count == 0:
+        raise BudgetError(
+            f"sparsity {sparsity} keeps none of {total} weights: the largest useful one is {1 - 1 / total}"
+        )
+    return count
+
+
+def check_scores(scores: Scores, layers: Sequence[Layer]) -> None:
+    """AutoSparseError unless every layer has scores of its shape, none of them NaN."""
+    for layer in layers:
+        score = scores.get(layer.name)
+        if score is None or tuple(score.shape) != layer.shape:
+            found = None if score is None else list(score.shape)
+            raise AutoSparseError(f"scores of '{layer.name}' have shape {found}, not {list(layer.shape)}")
+        if bool(score.isnan().any()):
+            raise AutoSparseError(
+                f"scores of '{layer.name}' contain NaN: check the data and the loss, or choose another method"
+            )
+
+
+def top_k(values: Tensor, k: int) -> Tensor:
+    """A bool tensor ``[n]`` with exactly ``k`` True at the largest of ``values [n]``; ties go to the lower index."""
+    if k <= 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    if k >= values.numel():
+        return torch.ones_like(values, dtype=torch.bool)
+    threshold = values.kthvalue(values.numel() - k + 1).values
+    kept = values > threshold
+    missing = k - int(kept.sum())
+    kept[(values == threshold).nonzero()[:missing, 0]] = True
+    return kept
+
+
+def floors(layers: Sequence[Layer], min_layer_density: float, keep: int) -> list[int]:
+    """The least count a layer: ``ceil(min_layer_density * size)``; BudgetError when they need more than ``keep``."""
+    least = [math.ceil(min_layer_density * layer.size - 1e-9) for layer in layers]
+    if sum(least) > keep:
+        raise BudgetError(
+            f"a layer density of at least {min_layer_density} needs {sum(least)} weights, but only {keep} are kept: "
+            f"ask for a sparsity of {1 - sum(least) / total_weights(layers):.6f} or less, or a smaller floor"
+        )
+    return least
+
+
+def select(
+    scores: Scores,
+    layers: Sequence[Layer],
+    keep: int,
+    *,
+    budget: str = "global",
+    min_layer_density: float = 0.0,
+    within: Mapping[str, Tensor] | None = None,
+    forced: Mapping[str, Tensor] | None = None,
+) -> Masks:
+    """Masks that keep exactly ``keep`` weights with the largest scores under a budget rule.
+
+    Args:
+        scores: one tensor a layer, of the layer's shape; larger means keep.
+        budget: ``global`` compares all weights with one threshold; any other registered rule fixes the count of each
+            layer first and keeps the largest inside it.
+        min_layer_density: at least this fraction of every layer is kept.
+        within: bool tensors a layer; only these weights may be kept, so that successive selections are nested.
+        forced: bool tensors a layer of weights that are kept before all others.
+
+    Raises:
+        AutoSparseError: a score tensor is missing, misshapen or NaN. BudgetError: the floors need more than ``keep``.
+    """
+    check_scores(scores, layers)
+    allocate = BUDGETS.get(budget)
+    device = scores[layers[0].name].device
+    flat = {layer.name: scores[layer.name].detach().reshape(-1).to(device, torch.float32) for layer in layers}
+    capacity = [layer.size for layer in layers]
+    if within is not None:
+        capacity = [int(within[layer.name].sum()) for layer in layers]
+        flat = {name: _fill(values, ~within[name], -math.inf) for name, values in flat.items()}
+    if keep > sum(capacity):
+        raise BudgetError(f"cannot keep {keep} weights out of {sum(capacity)}")
+    if forced is not None:
+        if sum(int(mask.sum()) for mask in forced.values()) > keep:
+            raise BudgetError(f"keeping every layer connected needs more than the {keep} weights that are kept")
+        flat = {name: _fill(values, forced[name], math.inf) for name, values in flat.items()}
+    least = [min(a, b) for a, b in zip(floors(layers, min_layer_density, keep), capacity, strict=True)]
+    if allocate is not None:
+        counts = layer_counts(capacity, allocate(layers, keep / total_weights(layers)) * _sizes(layers), keep)
+        if forced is not None:
+            least = [max(count, int(forced[layer.name].sum())) for count, layer in zip(least, layers, strict=True)]
+        counts = _lift(counts, least)
+        kept = [top_k(flat[layer.name], count) for layer, count in zip(layers, counts, strict=True)]
+    else:
+        for layer, count in zip(layers, least, strict=True):
+            if count:
+                flat[layer.name] = _fill(flat[layer.name], top_k(flat[layer.name], count), math.inf)
+        chosen = top_k(torch.cat([flat[layer.name] for layer in layers]), keep)
+        kept = list(chosen.split([layer.size for layer in layers]))
+    return Masks({layer.name: mask.reshape(layer.shape) for layer, mask in zip(layers, kept, strict=True)})
+
+
+def _sizes(layers: Sequence[Layer]) -> np.ndarray:
+    return np.array([layer.size for layer in layers], dtype=float)
+
+
+def _fill(values: Tensor, mask: Tensor, value: float) -> Tensor:
+    return values.masked_fill(mask.reshape(-1).to(values.device), value)
+
+
+def _lift(counts: list[int], least: list[int]) -> list[int]:
+    """Raise counts to their floors and take what that costs from the layers that have most above theirs."""
+    lifted = [max(count, floor) for count, floor in zip(counts, least, strict=True)]
+    surplus = sum(lifted) - sum(counts)
+    if not surplus:
+        return lifted
+    spare = [count - floor for count, floor in zip(lifted, least, strict=True)]
+    taken = layer_counts(spare, np.array(spare) * (surplus / sum(spare)), surplus)
+    return [count - take for count, take in zip(lifted, taken, strict=True)]

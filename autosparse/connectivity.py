@@ -1,0 +1,102 @@
+"""Does the output of a pruned network still depend on its input, and how to keep it so.
+
+Both questions are asked of a *flow network*: the same module, in eval mode and float64, whose prunable weights are
+replaced by non-negative ones, biases by 0, other parameters by 1 and running statistics by (0, 1). Signals then never
+cancel, so a gradient from output to input is positive exactly when some path of kept weights joins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from autosparse.criteria.gradients import untouched
+from autosparse.layers import prunable
+
+_DUST = 1e-9  # weight of a removed connection when looking for a path: used only where no kept one exists
+
+
+def _flow(model: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """The summed output of the flow network. ``x [N, ...]`` is positive and float64."""
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        is_bias = name.rpartition(".")[2].endswith("bias")
+        state[name] = torch.full_like(parameter, 0.0 if is_bias else 1.0, dtype=torch.float64)
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point():
+            last = name.rpartition(".")[2]
+            state[name] = (
+                torch.full_like(buffer, float(last == "running_var"), dtype=torch.float64)
+                if last in ("running_mean", "running_var")
+                else buffer.double()
+            )
+    output = functional_call(model, {**state, **weights}, (x,))
+    return output.sum()
+
+
+def _probe(x: Tensor) -> Tensor:
+    """A fixed positive input of one image in the shape of ``x``; not constant, so that norms over it do not vanish."""
+    values = torch.rand((1, *x.shape[1:]), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (values + 0.5).to(x.device)
+
+
+def _normalised(weight: Tensor) -> Tensor:
+    """Rows that sum to about 1, so that signals neither explode nor vanish with depth."""
+    rows = weight.flatten(1)
+    return (rows / rows.sum(dim=1, keepdim=True).clamp(min=_DUST)).reshape(weight.shape)
+
+
+def is_connected(model: nn.Module, masks: Mapping[str, Tensor], x: Tensor) -> bool:
+    """Whether some path of kept weights leads from the input to the output.
+
+    Args:
+        x: a batch of inputs; only its shape and device are used.
+
+    Raises:
+        RuntimeError: the model cannot be evaluated in float64.
+    """
+    weights = {name: _normalised(mask.double()) for name, mask in masks.items()}
+    with untouched(model):
+        model.eval()
+        probe = _probe(x).requires_grad_(True)
+        flow = _flow(model, weights, probe)
+        if not flow.requires_grad:
+            return False
+        (gradient,) = torch.autograd.grad(flow, probe, allow_unused=True)
+    return gradient is not None and bool((gradient > 0).any())
+
+
+def connecting_weights(
+    model: nn.Module, masks: Mapping[str, Tensor], scores: Mapping[str, Tensor], x: Tensor
+) -> dict[str, Tensor]:
+    """One weight of every layer, such that they form paths from input to output; bool tensors a layer.
+
+    Layers are decided in order. Each keeps the weight through which most flow passes, in a network where kept weights
+    count fully, removed ones almost nothing (the better their score's rank within the layer, the more), and layers
+    already decided consist of their chosen weight alone; so the next choice continues the path of the last one, and
+    as few removed weights as possible return. Costs one backward pass of one image a layer.
+
+    Raises:
+        RuntimeError: the model cannot be evaluated in float64.
+    """
+    current = {}
+    for name in prunable(model):
+        rank = scores[name].flatten().argsort().argsort().reshape(scores[name].shape).double()
+        current[name] = _normalised(masks[name].double() + _DUST * (1 + rank / rank.numel()))
+    chosen: dict[str, Tensor] = {}
+    with untouched(model):
+        model.eval()
+        probe = _probe(x)
+        for name in current:
+            weights = {key: value.detach().requires_grad_(key == name) for key, value in current.items()}
+            (gradient,) = torch.autograd.grad(_flow(model, weights, probe), weights[name], allow_unused=True)
+            mask = torch.zeros_like(masks[name])
+            if gradient is not None:
+                passing = weights[name].detach() * gradient
+                mask.view(-1)[passing.flatten().argmax()] = True
+                current[name] = mask.double()
+            chosen[name] = mask
+    return chosen

@@ -1,0 +1,70 @@
+"""Mean gradients, and the guarantee that measuring leaves a model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from autosparse.errors import AutoSparseError
+from autosparse.layers import prunable
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+LossFn = Callable[[Tensor, Tensor], Tensor]
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Restore weights' ``grad``, buffers, train/eval flags and torch's global RNG when the block ends."""
+    flags = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    grads = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for parameter, grad, requires_grad in grads:
+            parameter.grad = grad
+            parameter.requires_grad_(requires_grad)
+
+
+def mean_gradient(model: nn.Module, batches: Batches, loss_fn: LossFn) -> dict[str, Tensor]:
+    """Gradient of the loss over all images of ``batches``, one tensor a prunable weight.
+
+    ``loss_fn(output, target)`` is a mean over its batch; batches count by their number of images, so that the result
+    is the mean over images however they are grouped. Batch norm uses batch statistics (training mode), as in the
+    first step of training; its running statistics, and everything else of the model, stay as they were.
+
+    Raises:
+        AutoSparseError: there is no batch, or the loss is not finite.
+    """
+    weights = prunable(model)
+    device = next(iter(weights.values())).device
+    total: dict[str, Tensor] = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    images = 0
+    with untouched(model):
+        model.train()
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        for x, y in batches:
+            loss = loss_fn(model(x.to(device)), y.to(device))
+            grads = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            if not bool(loss.isfinite()):
+                raise AutoSparseError(
+                    f"the loss is {loss.item()} at initialisation, batch of images {images}..{images + len(x)}: "
+                    f"check the data and the initialisation of {type(model).__name__}"
+                )
+            images += len(x)
+            for accumulated, grad in zip(total.values(), grads, strict=True):
+                if grad is not None:
+                    accumulated.add_(grad, alpha=len(x))
+    if images == 0:
+        raise AutoSparseError("no batch of images was given: pass data=, any iterable of (images, labels) batches")
+    return {name: accumulated.div_(images) for name, accumulated in total.items()}

@@ -1,0 +1,183 @@
+"""What is known about a weight at initialisation.
+
+One function serves both the fitting of a scorer and the pruning with it, so the two cannot drift apart. A feature
+belongs to a *level*: it varies from weight to weight, from output channel to output channel, from input channel to
+input channel, or only from layer to layer. A scorer can exploit that (a layer-level feature is one number for millions
+of weights); :meth:`LayerFeatures.matrix` spells everything out, one row a weight.
+
+Feature sets:
+
+``paper``
+    The initial weight and its gradient, two raw signed scalars, as published (arXiv 2408.14757).
+``scale-free``
+    Ratios that mean the same in every architecture, with the layer's context. With σ the standard deviation of a
+    layer's weights and ρ the root mean square of its gradients, z = w/σ and h = g/ρ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autosparse.errors import UnknownNameError
+from autosparse.layers import Layer, total_weights
+
+#: |z| and |h| below this count as this in their logarithms: rarer than one weight in ten thousand.
+LOG_FLOOR = 1e-4
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Names of the features by level; a row of the matrix lists them in this order."""
+
+    weight: tuple[str, ...]
+    out_channel: tuple[str, ...] = ()
+    in_channel: tuple[str, ...] = ()
+    layer: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.weight + self.out_channel + self.in_channel + self.layer
+
+
+FEATURE_SETS: dict[str, FeatureSet] = {
+    "paper": FeatureSet(weight=("w", "g")),
+    "scale-free": FeatureSet(
+        weight=("z", "h", "log|z|", "log|h|", "z*h"),
+        out_channel=("out mean|z|", "out mean|h|"),
+        in_channel=("in mean|z|", "in mean|h|"),
+        layer=(
+            "log fan-in",
+            "log fan-out",
+            "relative depth",
+            "kernel size",
+            "log share of weights",
+            "log gradient scale / network's",
+        ),
+    ),
+}
+
+
+def feature_set(name: str) -> FeatureSet:
+    """The feature set called ``name``; UnknownNameError with the nearest names."""
+    if name not in FEATURE_SETS:
+        raise UnknownNameError("feature set", name, FEATURE_SETS)
+    return FEATURE_SETS[name]
+
+
+@dataclass(frozen=True)
+class LayerFeatures:
+    """The features of one layer, by level. ``out_channel`` is ``[O, .]``, ``in_channel`` ``[I, .]``, ``layer`` ``[.]``.
+
+    Weight-level features are computed on demand for a range of output channels, so that memory stays small.
+    """
+
+    spec: FeatureSet
+    shape: tuple[int, ...]
+    weight: Tensor  # [O, I, taps], multiplied by weight_scale gives z (or w)
+    gradient: Tensor
+    weight_scale: float
+    gradient_scale: float
+    out_channel: Tensor
+    in_channel: Tensor
+    layer: Tensor
+
+    def weight_columns(self, start: int, stop: int) -> Tensor:
+        """Weight-level features of the output channels ``start:stop``, ``[features, stop - start, I, taps]``."""
+        z = self.weight[start:stop] * self.weight_scale
+        h = self.gradient[start:stop] * self.gradient_scale
+        columns = z.new_empty(len(self.spec.weight), *z.shape)
+        columns[0], columns[1] = z, h
+        if len(self.spec.weight) > 2:
+            torch.log(z.abs().clamp_(min=LOG_FLOOR), out=columns[2])
+            torch.log(h.abs().clamp_(min=LOG_FLOOR), out=columns[3])
+            torch.mul(z, h, out=columns[4])
+        return columns
+
+    def matrix(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """All features of the weights of output channels ``start:stop``, one row a weight in storage order."""
+        stop = self.shape[0] if stop is None else stop
+        columns = self.weight_columns(start, stop)
+        grid = columns.shape[1:]
+        parts = [
+            columns.flatten(1).T,
+            self.out_channel[start:stop, None, None].expand(*grid, -1).flatten(0, 2),
+            self.in_channel[None, :, None].expand(*grid, -1).flatten(0, 2),
+            self.layer.expand(grid.numel(), -1),
+        ]
+        return torch.cat(parts, dim=1)
+
+
+def _inverse(scale: Tensor) -> float:
+    """1 / scale, and 1 for a layer without any spread (all its ratios are then zero anyway)."""
+    value = float(scale)
+    return 1 / value if value > 0 and math.isfinite(value) else 1.0
+
+
+def _channel_means(values: Tensor, scale: float, dim: tuple[int, int]) -> Tensor:
+    return values.abs().mean(dim=dim) * scale
+
+
+class NetworkFeatures:
+    """Features of every prunable layer of one network, from its initial weights and gradients.
+
+    Args:
+        name: a key of :data:`FEATURE_SETS`.
+        layers: the layers, in order.
+        weights, gradients: one tensor a layer, of the layer's shape, on one device. Gradients are means over images of
+            the mean cross-entropy, so that their scale does not depend on how many images were used.
+    """
+
+    def __init__(
+        self, name: str, layers: Sequence[Layer], weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+    ) -> None:
+        self.name = name
+        self.spec = feature_set(name)
+        self.layers = list(layers)
+        self._weights = weights
+        self._gradients = gradients
+        self._total = total_weights(layers)
+        square_sum = sum(float(gradients[layer.name].double().square().sum()) for layer in layers)
+        self._network_rms = math.sqrt(square_sum / self._total)
+
+    @torch.no_grad()
+    def layer(self, layer: Layer) -> LayerFeatures:
+        """The features of one layer."""
+        shape3 = (layer.shape[0], layer.shape[1], layer.taps)
+        weight = self._weights[layer.name].detach().float().reshape(shape3)
+        gradient = self._gradients[layer.name].detach().float().reshape(shape3)
+        if self.name == "paper":
+            empty = weight.new_empty
+            return LayerFeatures(
+                self.spec, layer.shape, weight, gradient, 1.0, 1.0,
+                empty(layer.shape[0], 0), empty(layer.shape[1], 0), empty(0),
+            )  # fmt: skip
+        gradient_rms = gradient.square().mean().sqrt()
+        to_z, to_h = _inverse(weight.std(correction=0)), _inverse(gradient_rms)
+        out_dims, in_dims = (1, 2), (0, 2)
+        return LayerFeatures(
+            self.spec,
+            layer.shape,
+            weight,
+            gradient,
+            to_z,
+            to_h,
+            torch.stack([_channel_means(weight, to_z, out_dims), _channel_means(gradient, to_h, out_dims)], dim=1),
+            torch.stack([_channel_means(weight, to_z, in_dims), _channel_means(gradient, to_h, in_dims)], dim=1),
+            weight.new_tensor(self._layer_context(layer, float(gradient_rms))),
+        )
+
+    def _layer_context(self, layer: Layer, gradient_rms: float) -> list[float]:
+        ratio = gradient_rms / self._network_rms if self._network_rms > 0 else 1.0
+        return [
+            math.log(layer.fan_in),
+            math.log(layer.fan_out),
+            layer.depth / max(1, len(self.layers) - 1),
+            math.sqrt(layer.taps),
+            math.log(layer.size / self._total),
+            math.log(max(ratio, LOG_FLOOR)),
+        ]

@@ -1,0 +1,103 @@
+"""Networks by name: built-in CIFAR networks, ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from autosparse.errors import AutoSparseError
+
+# Importing a network's file enters it into the registry.
+from autosparse.models import mobilenetv2, resnet, resnet_cifar, vgg, wide_resnet  # noqa: F401
+from autosparse.models.registry import MODELS, RGB_CHANNELS, call_factory, register_model
+from autosparse.models.sources import SOURCES, from_module
+from autosparse.seeding import global_stream
+
+__all__ = ["create_model", "list_models", "parse_model_args", "register_model", "seeded_model"]
+
+# Named parameters of create_model and seeded_model: the command line sets them from other options and the data.
+_RESERVED = ("name", "seed", "num_classes", "in_channels")
+
+
+def list_models() -> list[str]:
+    """Names of the built-in networks, sorted."""
+    return MODELS.names()
+
+
+def create_model(name: str, *, num_classes: int = 10, in_channels: int = RGB_CHANNELS, **kwargs: Any) -> nn.Module:
+    """A freshly initialised network that maps images (N, in_channels, H, W) to logits (N, num_classes).
+
+    Args:
+        name: a built-in network (see :func:`list_models`), ``torchvision:NAME``, ``timm:NAME``, or
+            ``package.module:factory`` for your own function or class.
+        num_classes: outputs of the classifier.
+        in_channels: channels of the images; torchvision's networks have 3.
+        **kwargs: options of the network. The built-in ones take ``width``, a multiplier of channel counts.
+
+    Initial weights are drawn from torch's global RNG; :func:`seeded_model` leaves that untouched.
+
+    Raises:
+        UnknownNameError: no such network; the message proposes near names.
+        AutoSparseError: a number out of range, an option that the network does not take, or a source that is missing.
+    """
+    _check_count("num_classes", num_classes)
+    _check_count("in_channels", in_channels)
+    if ":" not in name:
+        return call_factory(
+            f"model '{name}'", MODELS.get(name), num_classes=num_classes, in_channels=in_channels, options=kwargs
+        )
+    source, _, rest = name.partition(":")
+    if source in SOURCES:
+        return SOURCES[source](rest, num_classes=num_classes, in_channels=in_channels, options=kwargs)
+    return from_module(name, num_classes=num_classes, in_channels=in_channels, options=kwargs)
+
+
+def seeded_model(
+    name: str, *, seed: int, num_classes: int, in_channels: int = RGB_CHANNELS, **kwargs: Any
+) -> nn.Module:
+    """:func:`create_model` on the CPU with weights that ``seed`` fixes bit by bit; torch's RNG state is left as it was.
+
+    A factory of your own that draws from numpy or ``random`` has to seed them itself.
+    """
+    with global_stream(seed, "init"), torch.device("cpu"):
+        return create_model(name, num_classes=num_classes, in_channels=in_channels, **kwargs)
+
+
+def parse_model_args(args: Iterable[str]) -> dict[str, Any]:
+    """Options of :func:`create_model` from ``key=value`` texts.
+
+    Values are Python literals (``0.5``, ``True``, ``(1, 2)``, ``None``) or, failing that, plain strings.
+
+    Raises:
+        AutoSparseError: no ``=``, a key that is no identifier, given twice, or set by other means (``num_classes``).
+    """
+    parsed: dict[str, Any] = {}
+    for text in args:
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if not equals or not key.isidentifier():
+            raise AutoSparseError(f"model argument '{text}' is not of the form key=value, such as width=0.5")
+        if key in _RESERVED:
+            raise AutoSparseError(
+                f"model argument '{text}': '{key}' is not set here; it follows from the other options"
+            )
+        if key in parsed:
+            raise AutoSparseError(f"model argument '{key}' is given twice; keep one")
+        parsed[key] = _literal_or_text(value.strip())
+    return parsed
+
+
+def _literal_or_text(value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise AutoSparseError(f"{name} must be an integer of at least 1, not {value!r}")

@@ -1,0 +1,127 @@
+"""Scorer networks: from features to predicted survival."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autosparse.features import LayerFeatures, feature_set
+from autosparse.registry import Registry
+
+#: Weights scored at once: small enough for the hidden activations to stay in a processor's cache.
+CHUNK = 16_384
+
+NETWORKS: Registry[Callable[[int], nn.Module]] = Registry("scorer network")
+
+
+class MLP(nn.Module):
+    """Two hidden layers of 32 units with ReLU: ``[n, features]`` to logits ``[n]``."""
+
+    def __init__(self, features: int, hidden: int = 32) -> None:
+        super().__init__()
+        self.input = nn.Linear(features, hidden)
+        self.hidden = nn.Linear(hidden, hidden)
+        self.output = nn.Linear(hidden, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.input(x))
+
+    def tail(self, first: Tensor) -> Tensor:
+        """Logits ``[n]`` from the first layer's pre-activations ``[n, hidden]``, which are overwritten."""
+        hidden = torch.relu_(self.hidden(torch.relu_(first)))
+        return self.output(hidden).squeeze(1)
+
+
+class PublishedCNN(nn.Module):
+    """The published scorer: an MLP features-64-3072, reshaped to a 3x32x32 image, and a ResNet-18 with one output.
+
+    Kept for comparison (arXiv 2408.14757, released code); 0.555 GMAC a weight.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        from autosparse.models import create_model
+
+        self.embed = nn.Sequential(nn.Linear(features, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 3072))
+        self.image_network = create_model("resnet18", num_classes=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.image_network(self.embed(x).reshape(-1, 3, 32, 32)).squeeze(1)
+
+
+NETWORKS.add("mlp", MLP)
+NETWORKS.add("cnn", PublishedCNN)
+
+
+class Scorer(nn.Module):
+    """A network over normalised features whose sigmoid is the predicted survival in [0, 1].
+
+    Args:
+        features: name of the feature set (``paper`` or ``scale-free``).
+        network: name of the network (``mlp`` or ``cnn``).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, features: str, network: str = "mlp") -> None:
+        super().__init__()
+        self.feature_set = features
+        self.network_name = network
+        columns = len(feature_set(features).names)
+        self.network = NETWORKS.get(network)(columns)
+        self.register_buffer("mean", torch.zeros(columns))
+        self.register_buffer("std", torch.ones(columns))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[n]`` of raw features ``[n, columns]``."""
+        return self.network((x - self.mean) / self.std)
+
+    @torch.no_grad()
+    def score(self, features: LayerFeatures) -> Tensor:
+        """Logits of one layer's weights, in the layer's shape and on the device of its weights.
+
+        Evaluates in chunks of output channels; the default network folds normalisation and all features that do not
+        vary from weight to weight into per-channel terms first.
+        """
+        training = self.training
+        self.eval()
+        self.to(features.weight.device)
+        try:
+            if isinstance(self.network, MLP):
+                return self._score_folded(features, self.network)
+            rows = max(1, 256 // (features.weight.shape[1] * features.weight.shape[2]))
+            chunks = [
+                torch.cat(
+                    [self(part) for part in features.matrix(start, min(start + rows, len(features.weight))).split(256)]
+                )
+                for start in range(0, len(features.weight), rows)
+            ]
+            return torch.cat(chunks).reshape(features.shape)
+        finally:
+            self.train(training)
+
+    def _score_folded(self, features: LayerFeatures, network: MLP) -> Tensor:
+        matrix = network.input.weight / self.std  # normalisation folded into the first layer
+        bias = network.input.bias - matrix @ self.mean
+        widths = [len(level) for level in (features.spec.weight, features.spec.out_channel, features.spec.in_channel)]
+        by_weight, by_out, by_in, by_layer = matrix.tensor_split(torch.tensor(widths).cumsum(0), dim=1)
+        constant = bias + by_layer @ features.layer
+        outs = F.linear(features.out_channel, by_out, constant)  # [O, hidden]
+        ins = F.linear(features.in_channel, by_in)  # [I, hidden]
+        channels, inputs, taps = features.weight.shape
+        scores = features.weight.new_empty(channels, inputs * taps)
+        rows = max(1, CHUNK // (inputs * taps))
+        per_input = ins.repeat_interleave(taps, dim=0)  # [I * taps, hidden]
+        for start in range(0, channels, rows):
+            stop = min(start + rows, channels)
+            columns = features.weight_columns(start, stop).flatten(1)  # [features, n]
+            first = F.linear(columns.T, by_weight)
+            grid = first.view(stop - start, inputs * taps, -1)
+            grid += per_input
+            grid += outs[start:stop, None]
+            scores[start:stop] = network.tail(first).view(stop - start, -1)
+        return scores.reshape(features.shape)

@@ -1,0 +1,210 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autosparse.data import ImageData
+from autosparse.errors import AutoSparseError, DivergedError
+from autosparse.masks import Masks
+from autosparse.seeding import derive_seed, global_stream
+from autosparse.training.callbacks import Callback
+from autosparse.training.checkpoint import load_checkpoint, save_checkpoint
+from autosparse.training.config import TrainConfig
+from autosparse.training.evaluation import evaluate
+from autosparse.training.precision import autocast, resolve_precision
+
+_CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the accelerator
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch did. ``train_loss`` and ``train_accuracy`` are means over the augmented images it saw."""
+
+    epoch: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_accuracy: float | None
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def train(
+    model: nn.Module,
+    data: ImageData,
+    config: TrainConfig,
+    *,
+    masks: Masks | None = None,
+    device: torch.device | str | None = None,
+    checkpoint: Path | None = None,
+    identity: dict[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    validate: bool = True,
+    start_step: int = 0,
+    stop_step: int | None = None,
+) -> list[EpochRecord]:
+    """Train ``model`` in place and return one record an epoch.
+
+    Data order, augmentation and dropout are functions of (seed, epoch), so a run that continues from ``checkpoint``
+    ends bit-equal to one that was never interrupted.
+
+    Args:
+        masks: weights that are held at exactly zero.
+        device: where to train; by default where the model is.
+        checkpoint: a file that receives the state after every epoch and, when it exists, is continued from.
+        identity: JSON-able facts that must agree between a checkpoint and the run that continues it.
+        validate: measure validation accuracy after every epoch.
+        start_step, stop_step: train only the steps from ``start_step`` up to ``stop_step`` of the whole schedule.
+
+    Raises:
+        DivergedError: the loss is no longer finite. AutoSparseError: fewer images than one batch.
+    """
+    from accelerate import Accelerator
+
+    device = torch.device(device) if device is not None else next(model.parameters()).device
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    precision = resolve_precision(config.precision, device)
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
+    )
+    per_epoch = len(data.train) // config.batch_size
+    if per_epoch == 0:
+        raise AutoSparseError(
+            f"{data.name} has {len(data.train)} training images, less than one batch of {config.batch_size}: "
+            "choose a smaller --batch-size"
+        )
+    window = range(start_step, min(per_epoch * config.epochs, stop_step if stop_step is not None else sys.maxsize))
+    identity = {**asdict(config), "precision": precision, **(identity or {})}
+    history = _resume(checkpoint, model, optimizer, identity)
+    if masks is not None:
+        masks.hold(model, optimizer)
+    module, stepper = accelerator.prepare(model, optimizer)
+    run = _Run(module, stepper, accelerator, data, config, precision, device, callbacks, per_epoch, window)
+    main = accelerator.is_main_process
+    for epoch in range(len(history), config.epochs):
+        if not run.steps_of(epoch):
+            continue
+        began = time.perf_counter()
+        loss, accuracy = run.epoch(epoch)
+        validation = evaluate(model, data.val, precision=precision) if validate else None
+        history.append(
+            EpochRecord(epoch, run.lr(run.steps_of(epoch)[-1]), loss, accuracy, validation, time.perf_counter() - began)
+        )
+        if main and checkpoint is not None:
+            metadata = {"identity": identity, "history": [record.as_dict() for record in history]}
+            save_checkpoint(checkpoint, model, optimizer, metadata)
+        if main:
+            for callback in callbacks:
+                callback.on_epoch(history)
+    return history
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same from epoch to epoch."""
+
+    module: nn.Module
+    optimizer: Any  # accelerate's wrapper around an optimizer
+    accelerator: Any
+    data: ImageData
+    config: TrainConfig
+    precision: str
+    device: torch.device
+    callbacks: Sequence[Callback]
+    per_epoch: int
+    window: range
+
+    def steps_of(self, epoch: int) -> range:
+        """The steps of ``epoch`` that lie in the window."""
+        first = epoch * self.per_epoch
+        return range(max(first, self.window.start), min(first + self.per_epoch, self.window.stop))
+
+    def lr(self, step: int) -> float:
+        return self.config.learning_rate(step, self.per_epoch * self.config.epochs)
+
+    def batches(self, epoch: int) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        """The epoch's steps with their batches: the same ones whether or not the steps before them were run."""
+        steps = self.steps_of(epoch)
+        batches = self.data.train.batches(
+            self.config.batch_size,
+            shuffle_seed=derive_seed(self.config.seed, "data", epoch),
+            augment=self.config.augment,
+            drop_last=True,
+            shard=(self.accelerator.process_index, self.accelerator.num_processes),
+        )
+        first = epoch * self.per_epoch
+        return zip(steps, itertools.islice(batches, steps.start - first, steps.stop - first), strict=True)
+
+    def epoch(self, epoch: int) -> tuple[float, float]:
+        """Train one epoch; the mean loss and the accuracy over its images."""
+        loss_sum = torch.zeros((), device=self.device)
+        correct = torch.zeros((), device=self.device)
+        images = 0
+        with global_stream(self.config.seed, "epoch", epoch):
+            self.module.train()
+            for step, (x, y) in self.batches(epoch):
+                loss, output = self.step(step, x.to(self.device), y.to(self.device))
+                loss_sum += loss * len(x)
+                correct += (output.argmax(1) == y.to(self.device)).sum()
+                images += len(x)
+                if step % _CHECK_EVERY == 0:
+                    self.check(loss_sum, epoch, step)
+        self.check(loss_sum, epoch, self.steps_of(epoch)[-1])
+        return float(loss_sum) / images, float(correct) / images
+
+    def step(self, step: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of SGD; the loss and the outputs before it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(step)
+        with autocast(self.precision, self.device):
+            output = self.module(x)
+        loss = F.cross_entropy(output.float(), y)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        if self.accelerator.is_main_process:
+            for callback in self.callbacks:
+                callback.on_step(step + 1, self.window.stop)
+        return loss.detach(), output.detach()
+
+    def check(self, loss_sum: Tensor, epoch: int, step: int) -> None:
+        if not math.isfinite(float(loss_sum)):
+            raise DivergedError(
+                f"the loss became {float(loss_sum)} in epoch {epoch + 1} of {self.config.epochs}, by step {step + 1}: "
+                f"try a smaller --lr (now {self.config.lr}) or --precision fp32"
+            )
+
+
+def _resume(
+    checkpoint: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+) -> list[EpochRecord]:
+    if checkpoint is None or not checkpoint.exists():
+        return []
+    metadata = load_checkpoint(checkpoint, model, optimizer)
+    check_identity(checkpoint, metadata.get("identity", {}), identity)
+    return [EpochRecord(**record) for record in metadata["history"]]
+
+
+def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """AutoSparseError naming the first setting in which a run to be resumed differs from the command."""
+    for key in sorted({*found, *wanted}):
+        if found.get(key) != wanted.get(key):
+            raise AutoSparseError(
+                f"cannot resume from {path}: {key} was {found.get(key)!r} and is now {wanted.get(key)!r}; "
+                "repeat the first command's settings, or start anew with --force"
+            )
