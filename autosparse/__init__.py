@@ -1,0 +1,36 @@
+"""AutoSparse: prune neural networks before they are trained.
+
+pruned = autosparse.prune(model, data=batches, sparsity=0.98)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+pruned.hold(optimizer)
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from autosparse.criteria import list_criteria
+from autosparse.data import list_datasets
+from autosparse.errors import AutoSparseError
+from autosparse.masks import Masks
+from autosparse.models import list_models
+from autosparse.pruning import CollapseWarning, Pruned, prune
+from autosparse.recipes import list_methods
+from autosparse.scorer.store import list_scorers, load_scorer
+
+try:
+    __version__ = version("autosparse")
+except PackageNotFoundError:  # a source tree that is on the path without being installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "AutoSparseError",
+    "CollapseWarning",
+    "Masks",
+    "Pruned",
+    "list_criteria",
+    "list_datasets",
+    "list_methods",
+    "list_models",
+    "list_scorers",
+    "load_scorer",
+    "prune",
+]

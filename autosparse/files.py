@@ -41,7 +41,7 @@ def write_errors(path: Path) -> Iterator[None]:
         if error.errno in _DENIED:
             raise AutoSparseError(f"cannot write {path}: permission denied; choose another place") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-            raise AutoSparseError(f"cannot write {path}: {error.strerror.lower()}; choose another place") from error
+            raise AutoSparseError(f"cannot write {path}: {error.strerror}; choose another place") from error
         raise
 
 
@@ -67,6 +67,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary sibling folder whose files move into ``path`` when the block ends well; otherwise nothing changes."""
+    path = Path(path)
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.mkdir()
+        try:
+            yield temporary
+            path.mkdir(exist_ok=True)
+            for file in sorted(temporary.iterdir()):
+                os.replace(file, path / file.name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autosparse.budget import keep_count, select
+from autosparse.budget import BUDGETS, density_of, keep_count, select
 from autosparse.connectivity import connecting_weights, is_connected
 from autosparse.criteria import CRITERIA, Batches, LossFn, score
 from autosparse.data import ImageData
@@ -91,6 +91,15 @@ def score_batches(data: ImageData, *, seed: int, images: int) -> list[tuple[Tens
     return list(batches)
 
 
+def check_request(method: str, budget: str | None, sparsity: float, min_layer_density: float = 0.0) -> None:
+    """Refuse what no model could be pruned with, before anything costly is done; errors as in :func:`prune`."""
+    recipe = RECIPES.get(method)
+    BUDGETS.get(budget or recipe.budget)
+    density_of(sparsity)
+    if not 0 <= min_layer_density <= 1:
+        raise AutoSparseError(f"min-layer-density is {min_layer_density}: give a number in [0, 1]")
+
+
 def prune(
     model: nn.Module,
     data: Batches | None = None,
@@ -126,10 +135,9 @@ def prune(
         floors make unreachable. AutoSparseError: no prunable weights, missing data, or a loss that is not finite.
     """
     began = time.perf_counter()
+    check_request(method, budget, sparsity, min_layer_density)
     recipe = RECIPES.get(method)
     criterion = CRITERIA.get(recipe.criterion)
-    if not 0 <= min_layer_density <= 1:
-        raise AutoSparseError(f"min-layer-density is {min_layer_density}: give a number in [0, 1]")
     layers = layers_of(model)
     keep = keep_count(total_weights(layers), sparsity)
     batches = None if data is None else list(itertools.islice(data, num_batches))

@@ -1,28 +1,22 @@
-"""The HDF5 layout of IRP data; ``data_gen/README.md`` documents it for people who read it without this code."""
+"""Writing IRP data as HDF5; ``data_gen/README.md`` documents the layout for people who read it without this code."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-import torch
-from torch import Tensor
 
-from autosparse.errors import FileFormatError, OutputExistsError, UnknownNameError
-from autosparse.files import atomic_path, check_schema
+from autosparse.errors import OutputExistsError
+from autosparse.files import atomic_path
 from autosparse.layers import Layer
+from autosparse.scorer.dataset import KIND, SCHEMA_VERSION, WEIGHT_COLUMNS, IRPRun, list_runs
 
-KIND = "autosparse-irp"
-SCHEMA_VERSION = 1
 _CHUNK = 65_536
-_WEIGHT_COLUMNS = {"initial_value": np.float32, "initial_gradient": np.float32, "rounds_survived": np.uint16}
 _ROUND_DTYPE = np.dtype(
     [
         ("round", "i4"),
@@ -36,44 +30,10 @@ _ROUND_DTYPE = np.dtype(
 )
 
 
-@dataclass(frozen=True)
-class IRPRun:
-    """One run. Arrays over weights are flat, layer after layer at ``layer.offset``.
-
-    ``rounds_survived`` counts the rounds whose pruning a weight survived: the mask that round ``r`` (from 0) trained
-    with is ``rounds_survived >= r``, the final ticket ``rounds_survived == rounds``. ``states`` holds the full
-    ``state_dict`` of the initial and of the rewound network.
-    """
-
-    name: str
-    config: Mapping[str, Any]
-    provenance: Mapping[str, Any]
-    data: Mapping[str, Any]
-    layers: list[Layer]
-    initial_value: np.ndarray
-    initial_gradient: np.ndarray
-    rounds_survived: np.ndarray
-    rounds: np.ndarray
-    states: Mapping[str, Mapping[str, Tensor]]
-
-    @property
-    def num_rounds(self) -> int:
-        return int(self.config["rounds"])
-
-    def by_layer(self, values: np.ndarray) -> dict[str, Tensor]:
-        """A flat array over weights as one tensor a layer, of the layer's shape."""
-        return {
-            layer.name: torch.from_numpy(values[layer.offset : layer.offset + layer.size]).reshape(layer.shape)
-            for layer in self.layers
-        }
-
-
 def _layer_table(layers: list[Layer]) -> np.ndarray:
     width = max(len(layer.name.encode()) for layer in layers)
-    dtype = np.dtype(
-        [("name", f"S{width}"), ("kind", "S8"), ("shape", "S64"), ("groups", "i8"), ("fan_in", "i8"), ("fan_out", "i8")]
-        + [("depth", "i8"), ("offset", "i8"), ("size", "i8")]
-    )
+    numbers = [(name, "i8") for name in ("groups", "fan_in", "fan_out", "depth", "offset", "size")]
+    dtype = np.dtype([("name", f"S{width}"), ("kind", "S8"), ("shape", "S64"), *numbers])
     rows = [
         (
             layer.name.encode(),
@@ -91,7 +51,7 @@ def _layer_table(layers: list[Layer]) -> np.ndarray:
     return np.array(rows, dtype=dtype)
 
 
-def round_table(rows: list[Mapping[str, Any]]) -> np.ndarray:
+def round_table(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Records of rounds as the structured array that is stored."""
     return np.array([tuple(row[name] for name in _ROUND_DTYPE.names or ()) for row in rows], dtype=_ROUND_DTYPE)
 
@@ -130,7 +90,7 @@ def _write_run(group: h5py.Group, run: IRPRun) -> None:
     )
     compressed = {"chunks": True, "compression": "gzip", "compression_opts": 4, "shuffle": True}
     weights = group.create_group("weights")
-    for name in _WEIGHT_COLUMNS:
+    for name in WEIGHT_COLUMNS:
         values = getattr(run, name)
         weights.create_dataset(name, data=values, **{**compressed, "chunks": (min(_CHUNK, len(values)),)})
     group.create_dataset("layers", data=_layer_table(run.layers))
@@ -140,86 +100,3 @@ def _write_run(group: h5py.Group, run: IRPRun) -> None:
         for name, tensor in state.items():
             array = tensor.detach().cpu().numpy()
             state_group.create_dataset(name, data=array, **(compressed if array.size > 1 and array.ndim else {}))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    """The file, checked to be ours; every way in which it can be damaged is one line."""
-    if not path.is_file():
-        raise FileFormatError(f"{path} does not exist: give a file written by 'autosparse generate'")
-    try:
-        with h5py.File(path, "r") as file:
-            check_schema(path, KIND, file.attrs.get("kind"), file.attrs.get("schema_version"), SCHEMA_VERSION)
-            yield file
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise FileFormatError(
-            f"{path} is damaged, truncated or no IRP file ({str(error).strip() or type(error).__name__}): "
-            "restore it, or remake it with 'autosparse generate'"
-        ) from None
-
-
-def list_runs(path: Path) -> list[str]:
-    """Names of the runs in the file."""
-    with _opened(path) as file:
-        return sorted(file["runs"])
-
-
-def read_run(path: Path, name: str) -> IRPRun:
-    """One run, with every size checked against the layers' before it is read.
-
-    Raises:
-        FileFormatError: damaged, foreign or newer file. UnknownNameError: no such run.
-    """
-    with _opened(path) as file:
-        runs = file["runs"]
-        if name not in runs:
-            raise UnknownNameError("IRP run", name, runs)
-        group = runs[name]
-        config, table = json.loads(group.attrs["config"]), group["layers"][:]
-        layers = [
-            Layer(
-                row["name"].decode(),
-                row["kind"].decode(),
-                tuple(int(n) for n in row["shape"].decode().split("x")),
-                int(row["groups"]),
-                int(row["depth"]),
-                int(row["offset"]),
-            )
-            for row in table
-        ]
-        total = sum(layer.size for layer in layers)
-        columns = {}
-        for column, dtype in _WEIGHT_COLUMNS.items():
-            dataset = group["weights"][column]
-            if dataset.shape != (total,) or dataset.dtype != dtype:
-                raise ValueError(f"{column} is {dataset.dtype}{list(dataset.shape)}, not {np.dtype(dtype)}[{total}]")
-            columns[column] = _checked(dataset)
-        if int(columns["rounds_survived"].max()) > int(config["rounds"]):
-            raise ValueError("a weight survived more rounds than there were")
-        return IRPRun(
-            name=name,
-            config=config,
-            provenance=json.loads(group.attrs["provenance"]),
-            data=json.loads(group.attrs["data"]),
-            layers=layers,
-            rounds=group["rounds"][:],
-            states={
-                state: {key: torch.from_numpy(np.asarray(_checked(value))) for key, value in _tensors(group[state])}
-                for state in ("initial_state", "rewind_state")
-                if state in group
-            },
-            **columns,
-        )
-
-
-def _checked(dataset: h5py.Dataset) -> Any:
-    """The data, unless the file declares more than its stored bytes could unpack to (deflate: at most 1032 to 1)."""
-    if dataset.nbytes > 1032 * dataset.id.get_storage_size() + 1024:
-        raise ValueError(f"{dataset.name} declares {dataset.nbytes} bytes, more than the file can hold")
-    return dataset[()]
-
-
-def _tensors(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
-    found: list[tuple[str, h5py.Dataset]] = []
-    group.visititems(lambda name, item: found.append((name, item)) if isinstance(item, h5py.Dataset) else None)
-    return iter(found)

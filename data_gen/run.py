@@ -25,11 +25,12 @@ from autosparse.masks import Masks
 from autosparse.models import seeded_model
 from autosparse.provenance import provenance
 from autosparse.pruning import score_batches
+from autosparse.scorer.dataset import IRPRun, list_runs
 from autosparse.seeding import derive_seed
 from autosparse.training import Callback, evaluate, train
 from autosparse.training.loop import check_identity
 from data_gen.config import IRPConfig
-from data_gen.records import IRPRun, append_run, list_runs, round_table
+from data_gen.records import append_run, round_table
 
 _SETUP, _PROGRESS = "irp-setup", "irp-progress"
 RoundReport = Callable[[list[dict[str, Any]]], None]

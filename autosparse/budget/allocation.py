@@ -48,7 +48,7 @@ def erdos_renyi_kernel(layers: Sequence[Layer], density: float) -> np.ndarray:
 
 
 def layer_counts(capacity: Sequence[int], wanted: np.ndarray, keep: int) -> list[int]:
-    """Whole counts a layer that follow ``wanted`` (fractional counts), none above its ``capacity``, summing to ``keep``.
+    """Whole counts a layer, summing to ``keep``, that follow fractional counts ``wanted`` within each ``capacity``.
 
     Fractions are settled by largest remainder, the earlier layer first on a tie; what a full layer cannot take goes
     to the others.

@@ -43,6 +43,8 @@ def crop_and_mirror(images: Tensor, draws: Draws, padding: int, fill: Tensor) ->
     a line of pixels at a time. On two CPU cores this was 8 times faster than gathering pixel by pixel.
     """
     n, height, width, channels = images.shape
+    if n == 0:
+        return images
     lines, pitch = height + 2 * padding, (width + 2 * padding) * channels
     padded = fill.expand(n, lines, pitch // channels, channels).contiguous()
     padded[:, padding:-padding, padding:-padding] = images
@@ -63,10 +65,10 @@ class Normaliser:
         centre, spread = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
         # Repeated to a whole image: broadcasting over a last axis of three would keep the CPU from vectorising.
         pixels = image_size * image_size
-        self._scale = (1 / (255 * spread)).repeat(pixels).to(device, torch.float32)
-        self._shift = (-centre / spread).repeat(pixels).to(device, torch.float32)
+        self._scale = (1 / (255 * spread)).repeat(pixels).float().to(device)
+        self._shift = (-centre / spread).repeat(pixels).float().to(device)
         #: uint8 (C,): the colour nearest to the mean, normalised to (almost) zero.
-        self.fill = (centre * 255).round().to(device, torch.uint8)
+        self.fill = (centre * 255).round().byte().to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
         flat = images.flatten(1).float().mul_(self._scale).add_(self._shift)

@@ -54,6 +54,15 @@ def _check_size(where: str, size: int) -> None:
         raise AutoSparseError(f"{where} has {size >> 20} MiB, more than {MAX_FILE_BYTES >> 20}: no image; remove it")
 
 
+@contextmanager
+def _reading(file: Path) -> Iterator[Path]:
+    """Name ``file`` in the error when it cannot be read: it may be a dead link or another user's."""
+    try:
+        yield file
+    except OSError as error:
+        raise AutoSparseError(f"cannot read the image {file} ({error.strerror}): replace or remove it") from error
+
+
 class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,7 +79,8 @@ class Folder:
         found: list[object] = []
         for name, is_folder in self._walk():
             if not is_folder:
-                stat = os.stat(self.path / name)
+                with _reading(self.path / name) as file:
+                    stat = file.stat()
                 found.append([name, stat.st_size, stat.st_mtime_ns])
         return found
 
@@ -84,9 +94,10 @@ class Folder:
     def read(self) -> Iterator[tuple[str, bytes]]:
         for name, is_folder in self._walk():
             if not is_folder:
-                file = self.path / name
-                _check_size(str(file), file.stat().st_size)
-                yield name, file.read_bytes()
+                with _reading(self.path / name) as file:
+                    _check_size(str(file), file.stat().st_size)
+                    content = file.read_bytes()
+                yield name, content
 
 
 class Archive:

@@ -34,8 +34,7 @@ def plan(path: Path, images: Iterable[str], folders: Iterable[str]) -> Layout:
         AutoSparseError: no train/, no test/ or val/, no classes, a class without images, a class unknown to train/.
     """
     found: dict[str, dict[str, list[str]]] = {}
-    image_parts = [PurePosixPath(name).parts for name in images]
-    folder_parts = [PurePosixPath(name).parts for name in folders]
+    image_parts, folder_parts = _visible(images), _visible(folders)
     depth = _depth(path, image_parts + folder_parts)
     for parts in folder_parts:
         inner = parts[depth:]
@@ -50,6 +49,12 @@ def plan(path: Path, images: Iterable[str], folders: Iterable[str]) -> Layout:
             if len(inner) > 2:
                 classes.setdefault(inner[1], []).append("/".join(parts))
     return _checked(path, found)
+
+
+def _visible(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Names as tuples, without hidden ones: editors and file managers leave .folders that are no classes."""
+    split = (PurePosixPath(name).parts for name in names)
+    return [parts for parts in split if not any(part.startswith(".") for part in parts)]
 
 
 def _depth(path: Path, names: list[tuple[str, ...]]) -> int:

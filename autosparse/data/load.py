@@ -46,7 +46,10 @@ class ImageData:
         return self._open_test()
 
     def describe(self) -> dict[str, object]:
-        """JSON-able provenance: name, counts, image size, validation cut, mean and deviation on the scale [0, 1]."""
+        """JSON-able provenance: name, counts, image size, validation cut, mean and deviation on the scale [0, 1].
+
+        An image folder goes by its last path component: the same images in another place are the same data.
+        """
         return dict(self._provenance)
 
 
@@ -116,7 +119,7 @@ def load_data(
     train = split_of(arrays, store, train_rows)
     val = split_of(arrays, store, val_rows) if cut else whole("val")
     provenance: dict[str, object] = {
-        "name": name,
+        "name": _FOLDER + Path(name).name if name.startswith(_FOLDER) else name,
         "counts": {"train": len(train), "val": len(val), "test": source.sizes["test"]},
         "num_classes": len(source.class_names),
         "image_size": source.image_size,

@@ -11,7 +11,7 @@ from torch import nn
 
 from autosparse.errors import AutoSparseError
 
-# Importing a network's file enters it into the registry.
+# Importing a file of networks enters them into the registry.
 from autosparse.models import mobilenetv2, resnet, resnet_cifar, vgg, wide_resnet  # noqa: F401
 from autosparse.models.registry import MODELS, RGB_CHANNELS, call_factory, register_model
 from autosparse.models.sources import SOURCES, from_module
@@ -82,9 +82,7 @@ def parse_model_args(args: Iterable[str]) -> dict[str, Any]:
         if not equals or not key.isidentifier():
             raise AutoSparseError(f"model argument '{text}' is not of the form key=value, such as width=0.5")
         if key in _RESERVED:
-            raise AutoSparseError(
-                f"model argument '{text}': '{key}' is not set here; it follows from the other options"
-            )
+            raise AutoSparseError(f"model argument '{text}': '{key}' follows from the other options; remove it")
         if key in parsed:
             raise AutoSparseError(f"model argument '{key}' is given twice; keep one")
         parsed[key] = _literal_or_text(value.strip())

@@ -2,8 +2,7 @@
 
 He et al. 2016, Deep Residual Learning for Image Recognition, arXiv 1512.03385, section 4.2: three stages of 16, 32
 and 64 channels with n blocks each, 6n + 2 layers. The paper pads shortcuts with zeros there (option A); these project
-(option B), because a zero-padded shortcut couples channels in a way that cannot be shrunk group by group. It adds
-2,752 parameters.
+(option B), so that removing channels needs no special case for padding. It adds 2,752 parameters.
 """
 
 from __future__ import annotations

@@ -72,6 +72,8 @@ def from_timm(name: str, *, num_classes: int, in_channels: int, options: Mapping
     if not timm.is_model(name):
         raise UnknownNameError("timm model", name, timm.list_models())
     _refuse_trained_weights(label, options)
+    if "in_chans" in options:
+        raise AutoSparseError(f"{label}: 'in_chans' follows from the images; remove it")
     factory = partial(timm.create_model, name, pretrained=False)
     return call_checked(label, factory, {**options, "num_classes": num_classes, "in_chans": in_channels})
 

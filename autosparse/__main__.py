@@ -1,0 +1,5 @@
+import sys
+
+from autosparse.cli import main
+
+sys.exit(main())

@@ -1,0 +1,63 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from autosparse.data import ImageData, load_data
+from autosparse.errors import AutoSparseError
+
+console = Console()
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        help="Network: a name from 'autosparse list models', torchvision:NAME, timm:NAME or package.module:factory."
+    ),
+]
+ModelArgOption = Annotated[
+    list[str] | None,
+    typer.Option("--model-arg", metavar="KEY=VALUE", help="Argument for the network, such as width=0.5. Repeatable."),
+]
+DatasetOption = Annotated[
+    str,
+    typer.Option(
+        help="Images: digits (embedded), fashion-mnist, cifar10, cifar100, or imagefolder:PATH "
+        "(a folder or .tar.gz with train/CLASS/* and test/CLASS/* or val/CLASS/*)."
+    ),
+]
+DataDirOption = Annotated[Path, typer.Option(help="Where data sets are downloaded and decoded images are cached.")]
+ImageSizeOption = Annotated[int | None, typer.Option(help="Side of the images in pixels. [default: the set's own]")]
+SplitSeedOption = Annotated[int, typer.Option(help="Seed of the cut of the training images into train and validation.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
+SeedOption = Annotated[int, typer.Option(help="Fixes initial weights, data order and augmentation.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
+ScoreImagesOption = Annotated[
+    int, typer.Option(min=1, help="Training images over which initial gradients are averaged.")
+]
+
+
+def resolve_device(text: str) -> torch.device:
+    """The device called ``text``; ``auto`` is the first accelerator, otherwise the CPU."""
+    if text == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(text)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
+        reason = str(error).partition("\n")[0]
+        raise AutoSparseError(f"device '{text}' is not usable here ({reason}): try --device auto") from None
+    return device
+
+
+def load_images(
+    dataset: str, data_dir: Path, image_size: int | None, split_seed: int, device: torch.device
+) -> ImageData:
+    return load_data(dataset, data_dir=data_dir, image_size=image_size, seed=split_seed, device=device)

@@ -1,0 +1,112 @@
+"""``autosparse train``: what a pruning was worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autosparse.cli.options import (
+    DataDirOption,
+    DeviceOption,
+    ForceOption,
+    ImageSizeOption,
+    ModelArgOption,
+    SplitSeedOption,
+    console,
+    load_images,
+    resolve_device,
+)
+from autosparse.errors import AutoSparseError
+from autosparse.experiment import Network, read_pruning, train_to_folder
+from autosparse.models import parse_model_args
+from autosparse.training import ProgressBar, TrainConfig
+
+
+def register(app: typer.Typer) -> None:
+    app.command("train")(train_command)
+
+
+def train_command(
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    masks: Annotated[Path | None, typer.Option(help="Folder of 'autosparse prune': train that pruned network.")] = None,
+    dense: Annotated[bool, typer.Option("--dense", help="Train the dense network instead.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Network, as for prune. [default: the one the masks were made for, or vgg16]")
+    ] = None,
+    model_arg: ModelArgOption = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Images, as for prune. [default: those the masks were made with, or digits]")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Images per step, over all processes together.")] = 128,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.1,
+    schedule: Annotated[str, typer.Option(help="Learning rate: one-cycle, cosine or constant.")] = "one-cycle",
+    momentum: Annotated[float, typer.Option(help="Nesterov momentum.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 5e-4,
+    precision: Annotated[
+        str, typer.Option(help="auto (bf16 where the hardware gains from it), bf16 or fp32.")
+    ] = "auto",
+    augment: Annotated[bool, typer.Option(help="Random crops and flips (no flips for digits).")] = True,
+    seed: Annotated[
+        int, typer.Option(help="Fixes data order and augmentation; with --dense also initial weights.")
+    ] = 0,
+    data_dir: DataDirOption = Path("data"),
+    image_size: ImageSizeOption = None,
+    split_seed: SplitSeedOption = 0,
+    device: DeviceOption = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished training (or start one).")] = False,
+    force: ForceOption = False,
+) -> None:
+    """Train a pruned network, its removed weights held at zero, or a dense one for comparison.
+
+    Writes log.jsonl, model.safetensors, curve.png and summary.json with the test accuracy of the last epoch.
+    A killed or interrupted training goes on with --resume and ends bit-equal.
+    """
+    if dense == (masks is not None):
+        raise AutoSparseError("give either --masks DIR (of 'autosparse prune') or --dense")
+    config = TrainConfig(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        precision=precision,
+        augment=augment,
+        seed=seed,
+    )
+    where = resolve_device(device)
+    arguments = parse_model_args(model_arg or [])
+    initial_seed = seed
+    if masks is not None:
+        made = read_pruning(masks)
+        if model is None:
+            model, arguments = made["network"]["model"], {**made["network"]["model_args"], **arguments}
+        dataset = dataset or made["dataset"]
+        image_size = image_size or made["data"]["image_size"]
+        initial_seed = made["network"]["seed"]
+    model, dataset = model or "vgg16", dataset or "digits"
+    data = load_images(dataset, data_dir, image_size, split_seed, where)
+    network = Network(model, arguments, data.num_classes, data.channels, initial_seed)
+    result = train_to_folder(
+        network,
+        data,
+        config,
+        out,
+        dataset=dataset,
+        pruning=masks,
+        device=where,
+        resume=resume,
+        force=force,
+        callbacks=[ProgressBar("train", leave=False)],
+    )
+    validation = result.summary["val_accuracy"]
+    console.print(
+        f"{model}: test accuracy {result.test_accuracy:.2%} after {epochs} epochs"
+        + ("" if validation is None else f" (validation {validation:.2%})")
+        + f", {result.summary['seconds']:.0f} s\nwrote {out}",
+        highlight=False,
+        soft_wrap=True,
+    )

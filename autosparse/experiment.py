@@ -1,0 +1,233 @@
+"""From names to results on disk: prune a network into a folder, train it into another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autosparse.data import ImageData
+from autosparse.errors import AutoSparseError, FileFormatError
+from autosparse.files import (
+    SCHEMA_VERSION,
+    atomic_folder,
+    check_schema,
+    exclusive,
+    read_json,
+    require_absent,
+    write_json,
+)
+from autosparse.layers import prunable
+from autosparse.masks import Masks
+from autosparse.models import seeded_model
+from autosparse.provenance import provenance
+from autosparse.pruning import Pruned, prune, score_batches
+from autosparse.report import curve_figure, layer_density_figure, save_figure
+from autosparse.training import Callback, EpochRecord, JsonlLog, TrainConfig, evaluate, load_state, save_state, train
+from autosparse.training.loop import check_identity
+
+_PRUNING, _TRAINING = "autosparse-pruning", "autosparse-training"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network by name, with the seed of its initial weights."""
+
+    model: str = "vgg16"
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    num_classes: int = 10
+    in_channels: int = 3
+    seed: int = 0
+
+    def build(self) -> nn.Module:
+        """The network with its initial weights, on the CPU."""
+        return seeded_model(
+            self.model,
+            seed=self.seed,
+            num_classes=self.num_classes,
+            in_channels=self.in_channels,
+            **self.model_args,
+        )
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """Arguments of :func:`autosparse.prune` that are names and numbers, and the images to score with."""
+
+    sparsity: float
+    method: str = "autos"
+    scorer: str | None = None
+    budget: str | None = None
+    min_layer_density: float = 0.0
+    keep_connected: bool = False
+    score_images: int = 1280
+
+
+def prune_to_folder(
+    network: Network,
+    data: ImageData,
+    settings: PruneSettings,
+    out: Path,
+    *,
+    dataset: str,
+    device: torch.device | str = "cpu",
+    force: bool = False,
+) -> Pruned:
+    """Prune a freshly initialised network; write masks, initial state, ``summary.json`` and ``layers.png`` to ``out``.
+
+    Args:
+        dataset: the data set's name as :func:`~autosparse.data.load_data` takes it, for the summary.
+
+    Raises:
+        OutputExistsError: ``out`` is not empty and ``force`` is not set; and everything that ``prune`` raises.
+    """
+    with exclusive(out):
+        require_absent(out, force)
+        model = network.build().to(device)
+        initial = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        pruned = prune(
+            model,
+            score_batches(data, seed=network.seed, images=settings.score_images),
+            sparsity=settings.sparsity,
+            method=settings.method,
+            scorer=settings.scorer,
+            budget=settings.budget,
+            num_batches=None,
+            min_layer_density=settings.min_layer_density,
+            keep_connected=settings.keep_connected,
+            seed=network.seed,
+        )
+        summary = {
+            "kind": _PRUNING,
+            "schema_version": SCHEMA_VERSION,
+            **pruned.summary.as_dict(),
+            "network": asdict(network),
+            "dataset": dataset,
+            "data": data.describe(),
+            "settings": asdict(settings),
+            "provenance": provenance(),
+        }
+        title = f"{network.model}, {settings.method}: {pruned.summary.density:.2%} of the weights kept"
+        figure = layer_density_figure({settings.method: pruned.masks.layer_densities()}, title)
+        with atomic_folder(out) as folder:
+            pruned.masks.save(folder / "masks.safetensors", {"network": asdict(network)})
+            save_state(folder / "init.safetensors", initial, {"network": asdict(network)})
+            save_figure(figure, folder / "layers.png")
+            write_json(folder / "summary.json", summary)
+    return pruned
+
+
+def read_pruning(folder: Path) -> dict[str, Any]:
+    """The summary that :func:`prune_to_folder` wrote; FileFormatError for any other folder."""
+    return _read_summary(folder, _PRUNING, "a folder written by 'autosparse prune'")
+
+
+def _read_summary(folder: Path, kind: str, what: str) -> dict[str, Any]:
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise FileFormatError(f"{folder} holds no summary.json: give {what}")
+    summary = read_json(path)
+    check_schema(path, kind, summary.get("kind"), summary.get("schema_version"))
+    return summary
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training. ``summary`` is what ``summary.json`` holds; accuracies are fractions."""
+
+    test_accuracy: float
+    history: list[EpochRecord]
+    summary: dict[str, Any]
+
+
+def train_to_folder(
+    network: Network,
+    data: ImageData,
+    config: TrainConfig,
+    out: Path,
+    *,
+    dataset: str,
+    pruning: Path | None = None,
+    device: torch.device | str = "cpu",
+    resume: bool = False,
+    force: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> TrainResult:
+    """Train a network, dense or under the masks of ``pruning``, and write log, model, curve and summary to ``out``.
+
+    A pruned network starts from the initial state that was saved with its masks. Test images are looked at once,
+    after the last epoch.
+
+    Args:
+        pruning: a folder of :func:`prune_to_folder`; ``None`` trains the dense network from ``network.seed``.
+        resume: continue an unfinished training in ``out`` (start one when there is none; return a finished one's
+            result).
+
+    Raises:
+        OutputExistsError: ``out`` is taken. MaskMismatchError: the masks belong to another network. DivergedError:
+        the loss is not finite. AutoSparseError: the settings differ from the run to be resumed.
+    """
+    checkpoint = out / "checkpoint.safetensors"
+    with exclusive(out):
+        if not resume:
+            if checkpoint.exists() and not force:
+                raise AutoSparseError(
+                    f"{out} holds an unfinished training: continue it with --resume, or start anew with --force"
+                )
+            require_absent(out, force)
+        model = network.build()
+        masks, kept = None, {}
+        if pruning is not None:
+            masks = Masks.load(pruning / "masks.safetensors")
+            masks.check(model)
+            load_state(pruning / "init.safetensors", model)
+            pruned = read_pruning(pruning)
+            kept = {key: pruned[key] for key in ("method", "budget", "scorer", "sparsity", "kept", "total", "density")}
+        identity = {"network": asdict(network), "dataset": dataset, "data": data.describe(), "pruning": kept}
+        if resume and (out / "summary.json").exists():
+            return _finished(out, {**identity, "config": asdict(config)})
+        if not resume:
+            checkpoint.unlink(missing_ok=True)
+        began = time.perf_counter()
+        history = train(
+            model,
+            data,
+            config,
+            masks=masks,
+            device=device,
+            checkpoint=checkpoint,
+            identity=identity,
+            callbacks=[*callbacks, JsonlLog(out / "log.jsonl")],
+        )
+        accuracy = evaluate(model, data.test, precision=config.precision)
+        summary = {
+            "kind": _TRAINING,
+            "schema_version": SCHEMA_VERSION,
+            "test_accuracy": accuracy,
+            "val_accuracy": history[-1].val_accuracy if history else None,
+            "nonzero_weights": sum(int(weight.count_nonzero()) for weight in prunable(model).values()),
+            "seconds": sum(record.seconds for record in history) or time.perf_counter() - began,
+            **identity,
+            "config": asdict(config),
+            "history": [record.as_dict() for record in history],
+            "provenance": provenance(),
+        }
+        what = f"{kept['method']}, {kept['density']:.2%} of the weights" if kept else "dense"
+        title = f"{network.model}, {what}"
+        with atomic_folder(out) as folder:
+            save_state(folder / "model.safetensors", model.state_dict(), {"network": asdict(network)})
+            save_figure(curve_figure([record.as_dict() for record in history], title, accuracy), folder / "curve.png")
+            write_json(folder / "summary.json", summary)
+        checkpoint.unlink(missing_ok=True)
+    return TrainResult(accuracy, history, summary)
+
+
+def _finished(out: Path, identity: Mapping[str, Any]) -> TrainResult:
+    summary = _read_summary(out, _TRAINING, "a folder written by 'autosparse train'")
+    check_identity(out, {key: summary.get(key) for key in identity}, identity)
+    return TrainResult(summary["test_accuracy"], [EpochRecord(**record) for record in summary["history"]], summary)
