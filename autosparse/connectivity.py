@@ -93,7 +93,7 @@ def connecting_weights(
         for name in current:
             weights = {key: value.detach().requires_grad_(key == name) for key, value in current.items()}
             (gradient,) = torch.autograd.grad(_flow(model, weights, probe), weights[name], allow_unused=True)
-            mask = torch.zeros_like(masks[name])
+            mask = torch.zeros(masks[name].shape, dtype=torch.bool, device=masks[name].device)
             if gradient is not None:
                 passing = weights[name].detach() * gradient
                 mask.view(-1)[passing.flatten().argmax()] = True

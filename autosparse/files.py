@@ -158,7 +158,7 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
             check_schema(path, kind, header.get("kind"), header.get("schema_version"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             metadata = json.loads(header.get("metadata", "{}"))
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise FileFormatError(f"{path} is damaged or no safetensors file ({error}): restore or remake it") from None
     if not isinstance(metadata, dict):
         raise FileFormatError(f"{path} has unreadable metadata: restore or remake it")
@@ -175,7 +175,8 @@ def exclusive(output: Path) -> Iterator[None]:
         output.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output.with_name(f".{output.name}.lock"), timeout=0)
     try:
-        lock.acquire()
+        with write_errors(output):
+            lock.acquire()
     except Timeout:
         raise OutputExistsError(
             f"another process is writing {output}: wait for it, stop it, or choose another --out"

@@ -141,10 +141,10 @@ def prune(
     layers = layers_of(model)
     keep = keep_count(total_weights(layers), sparsity)
     batches = None if data is None else list(itertools.islice(data, num_batches))
-    if batches is None and ("batches" in criterion.needs or keep_connected):
+    if not batches and ("batches" in criterion.needs or keep_connected):
         raise AutoSparseError(
             f"method '{method}'{' with keep_connected' if keep_connected else ''} needs data: "
-            "pass data=, any iterable of (images, labels) batches"
+            "pass data=, any iterable of (images, labels) batches with at least one"
         )
     chosen = _scorer(scorer) if "scorer" in criterion.needs else None
     scores = score(
@@ -158,7 +158,7 @@ def prune(
     settings: dict[str, Any] = {"budget": budget or recipe.budget, "min_layer_density": min_layer_density}
     masks = select(scores, layers, keep, **settings)
     if keep_connected and batches:
-        path = connecting_weights(model, masks, scores, batches[0][0])
+        path = _path(model, masks, scores, batches[0][0])
         masks = select(scores, layers, keep, forced=path, **settings)
     connected, problems = _problems(model, masks, batches)
     for problem in problems:
@@ -179,6 +179,21 @@ def prune(
         layers=_layer_summaries(layers, masks),
     )
     return Pruned(model, masks, scores, summary)
+
+
+def _beside(model: nn.Module, x: Tensor) -> Tensor:
+    return x.to(next(iter(prunable(model).values())).device)
+
+
+def _path(model: nn.Module, masks: Masks, scores: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+    try:
+        return connecting_weights(model, masks, scores, _beside(model, x))
+    except RuntimeError as error:
+        reason = str(error).partition(chr(10))[0]
+        raise AutoSparseError(
+            f"cannot keep {type(model).__name__} connected, it cannot be evaluated in float64 ({reason}): "
+            "use min_layer_density instead"
+        ) from error
 
 
 def _scorer(scorer: Scorer | str | Path | None) -> tuple[str, Scorer]:
@@ -208,9 +223,8 @@ def _problems(
         problems.append(f"{len(empty)} of {len(masks)} layers have no weight left: {shown}; {advice}")
     if not batches:
         return None, problems
-    device = next(iter(prunable(model).values())).device
     try:
-        connected = is_connected(model, masks, batches[0][0].to(device))
+        connected = is_connected(model, masks, _beside(model, batches[0][0]))
     except RuntimeError as error:
         problems.append(f"could not check that the output depends on the input: {str(error).partition(chr(10))[0]}")
         return None, problems

@@ -58,7 +58,9 @@ class IRPConfig:
 
     def kept_after(self, completed: int, total: int) -> int:
         """Weights kept once ``completed`` rounds are over, out of ``total``; all before the first."""
-        if self.schedule == "count":
+        if completed == self.rounds:
+            density = self.final_density  # as given, free of the rounding of the formulas below
+        elif self.schedule == "count":
             density = 1 - (1 - self.final_density) * completed / self.rounds
         else:
             density = self.final_density ** (completed / self.rounds)

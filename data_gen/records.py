@@ -56,14 +56,19 @@ def round_table(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.array([tuple(row[name] for name in _ROUND_DTYPE.names or ()) for row in rows], dtype=_ROUND_DTYPE)
 
 
-def append_run(path: Path, run: IRPRun, replace: bool = False) -> None:
+def append_run(path: Path, run: IRPRun, replace: bool = False, fresh: bool = False) -> None:
     """Add ``run`` to the file (made when missing), atomically: a copy is extended and takes the file's place.
 
+    Args:
+        replace: overwrite a run of the same name.
+        fresh: drop everything that the file held before.
+
     Raises:
-        OutputExistsError: the file has a run of this name and ``replace`` is not set.
+        OutputExistsError: the file has a run of this name and ``replace`` is not set. FileFormatError: it is no IRP
+        file, or a newer version's.
     """
-    exists = path.exists()
-    if exists and not replace and run.name in list_runs(path):
+    exists = path.exists() and not fresh
+    if exists and run.name in list_runs(path) and not replace:
         raise OutputExistsError(f"{path} already has a run '{run.name}': choose another --out or seed, or give --force")
     with atomic_path(path) as temporary:
         if exists:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autosparse.budget import select
 from autosparse.criteria import mean_gradient, score
 from autosparse.data import ImageData
-from autosparse.errors import DivergedError, OutputExistsError
+from autosparse.errors import AutoSparseError, DivergedError, OutputExistsError
 from autosparse.files import exclusive, load_tensors, require_absent, require_space, save_tensors
 from autosparse.layers import Layer, layers_of, total_weights
 from autosparse.masks import Masks
@@ -86,22 +86,21 @@ def generate(
             raise OutputExistsError(
                 f"{work} holds an unfinished run: continue it with --resume or discard it with --force"
             )
-        if out.exists() and append and not force and name in list_runs(out):
+        if out.exists() and append and name in list_runs(out) and not force:
             raise OutputExistsError(f"{out} already has a run '{name}': choose another seed or --out, or give --force")
         if not append and not (resume and unfinished):
             require_absent(out, force)
         if force and not resume:
             shutil.rmtree(work, ignore_errors=True)
         run = _IRP(config, data, work, torch.device(device))
+        run.check()
         require_space(out, 32 * run.total)
         run.prepare()
         while run.completed < config.rounds:
             run.round(callbacks(run.completed))
             on_round(run.rounds)
         record = run.record(name)
-        if force and not append:
-            out.unlink(missing_ok=True)
-        append_run(out, record, replace=force)
+        append_run(out, record, replace=force, fresh=force and not append)
         shutil.rmtree(work)
     return record
 
@@ -137,6 +136,13 @@ class _IRP:
     def batches(self) -> Any:
         """The training images over which gradients are averaged; the same ones whenever they are asked for."""
         return score_batches(self.data, seed=self.config.seed, images=self.config.gradient_images)
+
+    def check(self) -> None:
+        """AutoSparseError when rewinding would leave nothing to train."""
+        train, rewind = self.config.train, self.config.rewind_steps
+        steps = train.epochs * (len(self.data.train) // train.batch_size)
+        if rewind and rewind >= steps:
+            raise AutoSparseError(f"rewind-steps is {rewind}, but a round has {steps} steps: give fewer, or more epochs")
 
     def prepare(self) -> None:
         """Make the initial state, the rewound state and the initial gradients, or read them and the progress."""

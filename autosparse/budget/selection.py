@@ -16,6 +16,7 @@ from autosparse.layers import Layer, total_weights
 from autosparse.masks import Masks
 
 Scores = Mapping[str, Tensor]
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def density_of(sparsity: float) -> float:
@@ -67,7 +68,7 @@ def floors(layers: Sequence[Layer], min_layer_density: float, keep: int) -> list
     if sum(least) > keep:
         raise BudgetError(
             f"a layer density of at least {min_layer_density} needs {sum(least)} weights, but only {keep} are kept: "
-            f"ask for a sparsity of {1 - sum(least) / total_weights(layers):.6f} or less, or a smaller floor"
+            f"ask for a sparsity of {_rounded_down(1 - sum(least) / total_weights(layers))} or less, or a smaller floor"
         )
     return least
 
@@ -98,22 +99,28 @@ def select(
     check_scores(scores, layers)
     allocate = BUDGETS.get(budget)
     device = scores[layers[0].name].device
-    flat = {layer.name: scores[layer.name].detach().reshape(-1).to(device, torch.float32) for layer in layers}
+    # Infinities are kept for weights that may not or must be kept: scores come next to them, never level.
+    flat = {
+        layer.name: scores[layer.name].detach().reshape(-1).to(device, torch.float32).clamp(-_LARGEST, _LARGEST)
+        for layer in layers
+    }
     capacity = [layer.size for layer in layers]
     if within is not None:
         capacity = [int(within[layer.name].sum()) for layer in layers]
         flat = {name: _fill(values, ~within[name], -math.inf) for name, values in flat.items()}
     if keep > sum(capacity):
         raise BudgetError(f"cannot keep {keep} weights out of {sum(capacity)}")
-    if forced is not None:
-        if sum(int(mask.sum()) for mask in forced.values()) > keep:
-            raise BudgetError(f"keeping every layer connected needs more than the {keep} weights that are kept")
-        flat = {name: _fill(values, forced[name], math.inf) for name, values in flat.items()}
     least = [min(a, b) for a, b in zip(floors(layers, min_layer_density, keep), capacity, strict=True)]
+    if forced is not None:
+        least = [max(count, int(forced[layer.name].sum())) for count, layer in zip(least, layers, strict=True)]
+        if sum(least) > keep:
+            raise BudgetError(
+                f"keeping every layer connected needs {sum(least)} weights, but only {keep} are kept: "
+                "ask for a smaller sparsity"
+            )
+        flat = {name: _fill(values, forced[name], math.inf) for name, values in flat.items()}
     if allocate is not None:
         counts = layer_counts(capacity, allocate(layers, keep / total_weights(layers)) * _sizes(layers), keep)
-        if forced is not None:
-            least = [max(count, int(forced[layer.name].sum())) for count, layer in zip(least, layers, strict=True)]
         counts = _lift(counts, least)
         kept = [top_k(flat[layer.name], count) for layer, count in zip(layers, counts, strict=True)]
     else:
@@ -123,6 +130,10 @@ def select(
         chosen = top_k(torch.cat([flat[layer.name] for layer in layers]), keep)
         kept = list(chosen.split([layer.size for layer in layers]))
     return Masks({layer.name: mask.reshape(layer.shape) for layer, mask in zip(layers, kept, strict=True)})
+
+
+def _rounded_down(sparsity: float) -> float:
+    return math.floor(sparsity * 1e6) / 1e6
 
 
 def _sizes(layers: Sequence[Layer]) -> np.ndarray:

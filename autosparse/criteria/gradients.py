@@ -17,12 +17,15 @@ LossFn = Callable[[Tensor, Tensor], Tensor]
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Restore weights' ``grad``, buffers, train/eval flags and torch's global RNG when the block ends."""
+    """Restore weights' ``grad``, buffers, train/eval flags and torch's global RNG when the block ends.
+
+    Gradients are recorded inside, also where the caller has switched them off.
+    """
     flags = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     grads = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), torch.enable_grad():
             yield
     finally:
         for module, training in flags:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             check_schema(path, KIND, file.attrs.get("kind"), file.attrs.get("schema_version"), SCHEMA_VERSION)
             yield file
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise FileFormatError(
             f"{path} is damaged, truncated or no IRP file ({str(error).strip() or type(error).__name__}): "
             "restore it, or remake it with 'autosparse generate'"
@@ -88,7 +89,7 @@ def read_run(path: Path, name: str) -> IRPRun:
         if name not in runs:
             raise UnknownNameError("IRP run", name, runs)
         group = runs[name]
-        config, table = json.loads(group.attrs["config"]), group["layers"][:]
+        config, table = json.loads(group.attrs["config"]), _checked(group["layers"])
         layers = [
             Layer(
                 row["name"].decode(),
@@ -101,6 +102,8 @@ def read_run(path: Path, name: str) -> IRPRun:
             for row in table
         ]
         total = sum(layer.size for layer in layers)
+        if [layer.offset for layer in layers] != list(accumulate((layer.size for layer in layers), initial=0))[:-1]:
+            raise ValueError("layers do not lie one after the other")
         columns = {}
         for column, dtype in WEIGHT_COLUMNS.items():
             dataset = group["weights"][column]
@@ -115,7 +118,7 @@ def read_run(path: Path, name: str) -> IRPRun:
             provenance=json.loads(group.attrs["provenance"]),
             data=json.loads(group.attrs["data"]),
             layers=layers,
-            rounds=group["rounds"][:],
+            rounds=_checked(group["rounds"]),
             states={
                 state: {key: torch.from_numpy(np.asarray(_checked(value))) for key, value in _tensors(group[state])}
                 for state in ("initial_state", "rewind_state")

@@ -44,7 +44,7 @@ class TrainConfig:
             raise AutoSparseError(f"lr is {self.lr}: give a positive number")
         if not 0 <= self.momentum < 1:
             raise AutoSparseError(f"momentum is {self.momentum}: give a number in [0, 1)")
-        if self.weight_decay < 0:
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise AutoSparseError(f"weight-decay is {self.weight_decay}: give 0 or more")
         if self.schedule not in SCHEDULES:
             raise UnknownNameError("schedule", self.schedule, SCHEDULES)

@@ -89,14 +89,15 @@ def train(
             "choose a smaller --batch-size"
         )
     window = range(start_step, min(per_epoch * config.epochs, stop_step if stop_step is not None else sys.maxsize))
-    identity = {**asdict(config), "precision": precision, **(identity or {})}
+    steps = {"start_step": start_step, "stop_step": stop_step}
+    identity = {**asdict(config), "precision": precision, **steps, **(identity or {})}
     history = _resume(checkpoint, model, optimizer, identity)
     if masks is not None:
         masks.hold(model, optimizer)
     module, stepper = accelerator.prepare(model, optimizer)
     run = _Run(module, stepper, accelerator, data, config, precision, device, callbacks, per_epoch, window)
     main = accelerator.is_main_process
-    for epoch in range(len(history), config.epochs):
+    for epoch in range(history[-1].epoch + 1 if history else 0, config.epochs):
         if not run.steps_of(epoch):
             continue
         began = time.perf_counter()

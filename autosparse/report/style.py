@@ -1,0 +1,148 @@
+"""What every figure shares: colours by method, percentages, axes without clutter."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#22272e"
+MUTED = "#656d76"
+GRID = "#d8dee4"
+PAPER = "#ffffff"
+#: Figures are this wide (inches): the text column of the page, so that nothing is scaled on a wide screen.
+WIDTH = 7.4
+TEXT = 10.0  # points
+SMALL = 9.0
+_TITLE_CHARACTERS = 72
+_LABEL_CHARACTERS = 22
+
+
+@dataclass(frozen=True)
+class MethodStyle:
+    """How one method looks in all figures."""
+
+    colour: str
+    marker: str
+
+
+# Okabe and Ito's colour-blind-safe set, two of Tol's muted set, and two greys for the references. Markers repeat the
+# distinction for print without colour.
+_KNOWN = {
+    "autos": MethodStyle("#d55e00", "o"),
+    "snip": MethodStyle("#0072b2", "s"),
+    "magnitude": MethodStyle("#009e73", "^"),
+    "random": MethodStyle("#8c8c8c", "D"),
+    "dense": MethodStyle(INK, "P"),
+}
+_OTHERS = (
+    MethodStyle("#aa4499", "v"),
+    MethodStyle("#56b4e9", "X"),
+    MethodStyle("#e69f00", "p"),
+    MethodStyle("#332288", "h"),
+    MethodStyle("#999933", "<"),
+    MethodStyle("#cc79a7", ">"),
+    MethodStyle("#661100", "d"),
+)
+
+
+def method_styles(names: Iterable[str]) -> dict[str, MethodStyle]:
+    """A style for each name: fixed for our own methods, by the name's checksum for others.
+
+    Two others whose checksums meet in one figure take neighbouring styles, whatever their order.
+    """
+    names = list(dict.fromkeys(names))
+    styles = {name: _KNOWN[name] for name in names if name in _KNOWN}
+    free = list(_OTHERS)
+    for name in sorted(set(names) - set(styles)):
+        first = zlib.crc32(name.encode()) % len(_OTHERS)
+        wanted = [*_OTHERS[first:], *_OTHERS[:first]]
+        styles[name] = next((style for style in wanted if style in free), wanted[0])
+        if styles[name] in free:
+            free.remove(styles[name])
+    return {name: styles[name] for name in names}
+
+
+def percent(fraction: float) -> str:
+    """``0.0123`` as ``1.23 %``: three significant digits, never an exponent."""
+    value = 100 * fraction
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.0f} %"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
+
+
+def plain(text: str) -> str:
+    """``text`` as matplotlib shows it unchanged: a dollar sign would start a formula."""
+    return text.replace("$", r"\$")
+
+
+def layer_label(name: str) -> str:
+    """A layer's name that fits on an axis: without ``.weight``, and only its last parts when it is long."""
+    name = name.removesuffix(".weight")
+    if len(name) <= _LABEL_CHARACTERS:
+        return plain(name)
+    tail = name[1 - _LABEL_CHARACTERS :]
+    return plain("…" + (tail[tail.index(".") + 1 :] if "." in tail else tail))
+
+
+def thinned(count: int, most: int) -> range:
+    """Evenly spaced positions among ``count``, the first included, at most ``most``."""
+    return range(0, count, max(1, math.ceil(count / most)))
+
+
+def percent_ticks(low: float, high: float) -> list[float]:
+    """Fractions to label on a logarithmic axis from ``low`` to ``high``: decades, and 2 and 5 within a short range."""
+    decades = math.log10(high / low)
+    steps = (1.0,) if decades > 3.2 else (1.0, 3.0) if decades > 1.6 else (1.0, 2.0, 5.0)
+    stride = max(1, math.ceil(decades / 8))
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [step * 10.0**exponent for exponent in exponents if exponent % stride == 0 for step in steps]
+    slack = 1 + 1e-9
+    return [value for value in values if low / slack <= value <= high * slack]
+
+
+def new_figure(height: float, title: str) -> Figure:
+    """An empty white figure with ``title``; its parts arrange themselves when it is drawn."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor=PAPER)
+    wrapped = textwrap.fill(title, _TITLE_CHARACTERS)
+    figure.suptitle(plain(wrapped), x=0.015, ha="left", fontsize=12, fontweight="bold", color=INK)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr, call-arg]
+    return figure
+
+
+def dress(axes: Axes, xlabel: str, ylabel: str, *, grid: str = "y") -> None:
+    """Labels, quiet spines and a grid (``x``, ``y``, ``both`` or ``""``) behind the data."""
+    axes.set_facecolor(PAPER)
+    axes.set_xlabel(xlabel, fontsize=TEXT, color=INK)
+    axes.set_ylabel(ylabel, fontsize=TEXT, color=INK)
+    axes.tick_params(labelsize=SMALL, colors=INK, which="major")
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(MUTED)
+    if grid in ("x", "both"):
+        axes.xaxis.grid(True, color=GRID, linewidth=0.8)
+    if grid in ("y", "both"):
+        axes.yaxis.grid(True, color=GRID, linewidth=0.8)
+
+
+def legend_above(axes: Axes, columns: int) -> None:
+    """The legend in rows over the axes, where it can hide no data."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=columns,
+        frameon=False,
+        fontsize=SMALL,
+        labelcolor=INK,
+        borderaxespad=0.2,
+        columnspacing=1.4,
+        handletextpad=0.5,
+    )
