@@ -38,9 +38,12 @@ def _flow(model: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 
 def _probe(x: Tensor) -> Tensor:
-    """A fixed positive input of one image in the shape of ``x``; not constant, so that norms over it do not vanish."""
+    """A fixed positive input of one image in the shape of ``x``; not constant, so that norms over it do not vanish.
+
+    Tiny: every residual block can double the signal, and a bounded activation such as ReLU6 must not cut it off.
+    """
     values = torch.rand((1, *x.shape[1:]), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return (values + 0.5).to(x.device)
+    return ((values + 0.5) * 2.0**-40).to(x.device)
 
 
 def _normalised(weight: Tensor) -> Tensor:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import time
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import nn
 
 from autosparse.data import ImageData
-from autosparse.errors import AutoSparseError, FileFormatError
+from autosparse.errors import FileFormatError, OutputExistsError
 from autosparse.files import (
     SCHEMA_VERSION,
     atomic_folder,
     check_schema,
     exclusive,
+    no_empty_work,
     read_json,
     require_absent,
+    work_folder,
     write_json,
 )
 from autosparse.layers import prunable
@@ -32,6 +35,28 @@ from autosparse.training import Callback, EpochRecord, JsonlLog, TrainConfig, ev
 from autosparse.training.loop import check_identity
 
 _PRUNING, _TRAINING = "autosparse-pruning", "autosparse-training"
+
+# What is read back from summaries, which may have been damaged since.
+_PRUNING_FACTS: Mapping[str, tuple[type, ...]] = {
+    "method": (str,),
+    "budget": (str,),
+    "scorer": (str, NoneType),
+    "sparsity": (float, int),
+    "kept": (int,),
+    "total": (int,),
+    "density": (float, int),
+    "dataset": (str,),
+    "data.image_size": (int,),
+    "network.model": (str,),
+    "network.model_args": (dict,),
+    "network.seed": (int,),
+}
+_TRAINING_FACTS: Mapping[str, tuple[type, ...]] = {
+    "test_accuracy": (float, int),
+    "val_accuracy": (float, int, NoneType),
+    "seconds": (float, int),
+    "history": (list,),
+}
 
 
 @dataclass(frozen=True)
@@ -123,16 +148,23 @@ def prune_to_folder(
 
 
 def read_pruning(folder: Path) -> dict[str, Any]:
-    """The summary that :func:`prune_to_folder` wrote; FileFormatError for any other folder."""
-    return _read_summary(folder, _PRUNING, "a folder written by 'autosparse prune'")
+    """The summary that :func:`prune_to_folder` wrote; FileFormatError for any other folder, or a damaged summary."""
+    return _read_summary(folder, _PRUNING, "a folder written by 'autosparse prune'", _PRUNING_FACTS)
 
 
-def _read_summary(folder: Path, kind: str, what: str) -> dict[str, Any]:
+def _read_summary(folder: Path, kind: str, what: str, facts: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """``summary.json`` of ``folder``, checked to be of ``kind`` and to hold ``facts`` (``a.b`` is nested) by type."""
     path = folder / "summary.json"
     if not path.is_file():
         raise FileFormatError(f"{folder} holds no summary.json: give {what}")
     summary = read_json(path)
     check_schema(path, kind, summary.get("kind"), summary.get("schema_version"))
+    for name, types in facts.items():
+        value: Any = summary
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, types):
+            raise FileFormatError(f"{path} is damaged: '{name}' is {value!r}; restore or remake the folder")
     return summary
 
 
@@ -161,39 +193,42 @@ def train_to_folder(
     """Train a network, dense or under the masks of ``pruning``, and write log, model, curve and summary to ``out``.
 
     A pruned network starts from the initial state that was saved with its masks. Test images are looked at once,
-    after the last epoch.
+    after the last epoch. The unfinished state and its log live in ``OUT.work``; ``out`` appears, or is replaced, when
+    the training is over.
 
     Args:
         pruning: a folder of :func:`prune_to_folder`; ``None`` trains the dense network from ``network.seed``.
-        resume: continue an unfinished training in ``out`` (start one when there is none; return a finished one's
-            result).
+        resume: continue an unfinished training for ``out`` (start one when there is none; without ``force``, return a
+            finished one's result).
+        force: discard an unfinished training and overwrite a finished one.
 
     Raises:
         OutputExistsError: ``out`` is taken. MaskMismatchError: the masks belong to another network. DivergedError:
         the loss is not finite. AutoSparseError: the settings differ from the run to be resumed.
     """
-    checkpoint = out / "checkpoint.safetensors"
-    with exclusive(out):
-        if not resume:
-            if checkpoint.exists() and not force:
-                raise AutoSparseError(
-                    f"{out} holds an unfinished training: continue it with --resume, or start anew with --force"
-                )
+    with exclusive(out), no_empty_work(work_folder(out)):
+        work = work_folder(out)
+        checkpoint = work / "checkpoint.safetensors"
+        unfinished, finished = checkpoint.exists(), (out / "summary.json").exists()
+        if unfinished and not (resume or force):
+            raise OutputExistsError(
+                f"{work} holds an unfinished training: continue it with --resume, or start anew with --force"
+            )
+        if not (resume and (unfinished or finished)):
             require_absent(out, force)
         model = network.build()
         masks, kept = None, {}
         if pruning is not None:
+            pruned = read_pruning(pruning)
+            kept = {key: pruned[key] for key in ("method", "budget", "scorer", "sparsity", "kept", "total", "density")}
             masks = Masks.load(pruning / "masks.safetensors")
             masks.check(model)
             load_state(pruning / "init.safetensors", model)
-            pruned = read_pruning(pruning)
-            kept = {key: pruned[key] for key in ("method", "budget", "scorer", "sparsity", "kept", "total", "density")}
         identity = {"network": asdict(network), "dataset": dataset, "data": data.describe(), "pruning": kept}
-        if resume and (out / "summary.json").exists():
+        if resume and finished and not unfinished and not force:
             return _finished(out, {**identity, "config": asdict(config)})
         if not resume:
-            checkpoint.unlink(missing_ok=True)
-        began = time.perf_counter()
+            shutil.rmtree(work, ignore_errors=True)
         history = train(
             model,
             data,
@@ -202,7 +237,7 @@ def train_to_folder(
             device=device,
             checkpoint=checkpoint,
             identity=identity,
-            callbacks=[*callbacks, JsonlLog(out / "log.jsonl")],
+            callbacks=[*callbacks, JsonlLog(work / "log.jsonl")],
         )
         accuracy = evaluate(model, data.test, precision=config.precision)
         summary = {
@@ -211,23 +246,28 @@ def train_to_folder(
             "test_accuracy": accuracy,
             "val_accuracy": history[-1].val_accuracy if history else None,
             "nonzero_weights": sum(int(weight.count_nonzero()) for weight in prunable(model).values()),
-            "seconds": sum(record.seconds for record in history) or time.perf_counter() - began,
+            "seconds": sum(record.seconds for record in history),
             **identity,
             "config": asdict(config),
             "history": [record.as_dict() for record in history],
             "provenance": provenance(),
         }
         what = f"{kept['method']}, {kept['density']:.2%} of the weights" if kept else "dense"
-        title = f"{network.model}, {what}"
+        figure = curve_figure([record.as_dict() for record in history], f"{network.model}, {what}", accuracy)
         with atomic_folder(out) as folder:
+            JsonlLog(folder / "log.jsonl").on_epoch(history)
             save_state(folder / "model.safetensors", model.state_dict(), {"network": asdict(network)})
-            save_figure(curve_figure([record.as_dict() for record in history], title, accuracy), folder / "curve.png")
+            save_figure(figure, folder / "curve.png")
             write_json(folder / "summary.json", summary)
-        checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
     return TrainResult(accuracy, history, summary)
 
 
 def _finished(out: Path, identity: Mapping[str, Any]) -> TrainResult:
-    summary = _read_summary(out, _TRAINING, "a folder written by 'autosparse train'")
+    summary = _read_summary(out, _TRAINING, "a folder written by 'autosparse train'", _TRAINING_FACTS)
     check_identity(out, {key: summary.get(key) for key in identity}, identity)
-    return TrainResult(summary["test_accuracy"], [EpochRecord(**record) for record in summary["history"]], summary)
+    try:
+        history = [EpochRecord(**record) for record in summary["history"]]
+    except TypeError as error:
+        raise FileFormatError(f"{out / 'summary.json'} is damaged ({error}): restore or remake the folder") from None
+    return TrainResult(summary["test_accuracy"], history, summary)

@@ -73,7 +73,7 @@ def feature_set(name: str) -> FeatureSet:
 class LayerFeatures:
     """The features of one layer, by level. ``out_channel`` is ``[O, .]``, ``in_channel`` ``[I, .]``, ``layer`` ``[.]``.
 
-    Weight-level features are computed on demand for a range of output channels, so that memory stays small.
+    What varies inside the layer is spelt out on demand for a range of output channels, so that memory stays small.
     """
 
     spec: FeatureSet
@@ -86,30 +86,28 @@ class LayerFeatures:
     in_channel: Tensor
     layer: Tensor
 
-    def weight_columns(self, start: int, stop: int) -> Tensor:
-        """Weight-level features of the output channels ``start:stop``, ``[features, stop - start, I, taps]``."""
-        z = self.weight[start:stop] * self.weight_scale
-        h = self.gradient[start:stop] * self.gradient_scale
-        columns = z.new_empty(len(self.spec.weight), *z.shape)
-        columns[0], columns[1] = z, h
-        if len(self.spec.weight) > 2:
-            torch.log(z.abs().clamp_(min=LOG_FLOOR), out=columns[2])
-            torch.log(h.abs().clamp_(min=LOG_FLOOR), out=columns[3])
-            torch.mul(z, h, out=columns[4])
+    def columns(self, start: int, stop: int) -> Tensor:
+        """All but the layer-level features of the output channels ``start:stop``, ``[features, stop - start, I, taps]``.
+
+        Feature by feature, so that each is computed in place over contiguous memory.
+        """
+        spec = self.spec
+        widths = [len(level) for level in (spec.weight, spec.out_channel, spec.in_channel)]
+        columns = self.weight.new_empty(sum(widths), stop - start, *self.weight.shape[1:])
+        by_weight, by_out, by_in = columns.split(widths)
+        z = torch.mul(self.weight[start:stop], self.weight_scale, out=by_weight[0])
+        h = torch.mul(self.gradient[start:stop], self.gradient_scale, out=by_weight[1])
+        if len(by_weight) > 2:
+            torch.abs(by_weight[:2], out=by_weight[2:4]).clamp_(min=LOG_FLOOR).log_()
+            torch.mul(z, h, out=by_weight[4])
+        by_out.copy_(self.out_channel[start:stop].T[:, :, None, None])
+        by_in.copy_(self.in_channel.T[:, None, :, None])
         return columns
 
     def matrix(self, start: int = 0, stop: int | None = None) -> Tensor:
         """All features of the weights of output channels ``start:stop``, one row a weight in storage order."""
-        stop = self.shape[0] if stop is None else stop
-        columns = self.weight_columns(start, stop)
-        grid = columns.shape[1:]
-        parts = [
-            columns.flatten(1).T,
-            self.out_channel[start:stop, None, None].expand(*grid, -1).flatten(0, 2),
-            self.in_channel[None, :, None].expand(*grid, -1).flatten(0, 2),
-            self.layer.expand(grid.numel(), -1),
-        ]
-        return torch.cat(parts, dim=1)
+        columns = self.columns(start, self.shape[0] if stop is None else stop).flatten(1)
+        return torch.cat([columns.T, self.layer.expand(columns.shape[1], -1)], dim=1)
 
 
 def _inverse(scale: Tensor) -> float:
@@ -141,8 +139,8 @@ class NetworkFeatures:
         self._weights = weights
         self._gradients = gradients
         self._total = total_weights(layers)
-        square_sum = sum(float(gradients[layer.name].double().square().sum()) for layer in layers)
-        self._network_rms = math.sqrt(square_sum / self._total)
+        flat = (gradients[layer.name].detach().flatten().double() for layer in layers)
+        self._network_rms = math.sqrt(sum(float(torch.dot(values, values)) for values in flat) / self._total)
 
     @torch.no_grad()
     def layer(self, layer: Layer) -> LayerFeatures:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ SCHEMA_VERSION = 1
 MAX_JSON_BYTES = 64 * 2**20
 
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+_TEMPORARY = re.compile(r"^\.(.+)\.\d+\.tmp$")
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -32,6 +35,8 @@ def write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # A file in a temporary folder goes by the name it was to have.
+        path = Path(*(_TEMPORARY.sub(r"\1", part) for part in path.parts))
         # HDF5 reports the cause only inside its message.
         full = error.errno in _FULL or any(f"errno = {code}," in str(error) for code in _FULL)
         if full:
@@ -40,7 +45,7 @@ def write_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in _DENIED:
             raise AutoSparseError(f"cannot write {path}: permission denied; choose another place") from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG):
             raise AutoSparseError(f"cannot write {path}: {error.strerror}; choose another place") from error
         raise
 
@@ -171,6 +176,8 @@ def exclusive(output: Path) -> Iterator[None]:
 
     The operating system drops the lock when its holder dies, however it dies.
     """
+    if output.name in ("", ".."):
+        raise AutoSparseError(f"cannot write {output}: give a path that ends in a name of its own")
     with write_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output.with_name(f".{output.name}.lock"), timeout=0)
@@ -182,11 +189,33 @@ def exclusive(output: Path) -> Iterator[None]:
             f"another process is writing {output}: wait for it, stop it, or choose another --out"
         ) from None
     try:
+        _sweep(output)
         yield
     finally:
         # Removed while still held: whoever opens the path next makes a new file and locks that.
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+
+
+def _sweep(output: Path) -> None:
+    """Remove temporary files for ``output`` that a killed process left; whoever holds the lock is their only writer."""
+    for stale in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+
+
+def work_folder(output: Path) -> Path:
+    """Where an unfinished run for ``output`` keeps its state."""
+    return output.with_name(output.name + ".work")
+
+
+@contextmanager
+def no_empty_work(work: Path) -> Iterator[None]:
+    """Remove ``work`` afterwards if it is empty, however the block ends: a run that never began left no state."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # absent, or not empty
+            work.rmdir()
 
 
 def require_space(path: Path, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -19,13 +20,21 @@ from autosparse.budget import select
 from autosparse.criteria import mean_gradient, score
 from autosparse.data import ImageData
 from autosparse.errors import AutoSparseError, DivergedError, OutputExistsError
-from autosparse.files import exclusive, load_tensors, require_absent, require_space, save_tensors
+from autosparse.files import (
+    exclusive,
+    load_tensors,
+    no_empty_work,
+    require_absent,
+    require_space,
+    save_tensors,
+    work_folder,
+)
 from autosparse.layers import Layer, layers_of, total_weights
 from autosparse.masks import Masks
 from autosparse.models import seeded_model
 from autosparse.provenance import provenance
 from autosparse.pruning import score_batches
-from autosparse.scorer.dataset import IRPRun, list_runs
+from autosparse.scorer.dataset import IRPRun, list_runs, read_run
 from autosparse.seeding import derive_seed
 from autosparse.training import Callback, evaluate, train
 from autosparse.training.loop import check_identity
@@ -40,11 +49,6 @@ def run_name(config: IRPConfig, data: ImageData) -> str:
     """The default name of a run: model, data set and seed."""
     text = f"{config.model}_{Path(data.name.removeprefix('imagefolder:')).name.partition('.')[0]}_seed{config.seed}"
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", text)
-
-
-def work_folder(out: Path) -> Path:
-    """Where the unfinished run for ``out`` keeps its state."""
-    return out.with_name(out.name + ".work")
 
 
 def generate(
@@ -79,21 +83,28 @@ def generate(
         the run to be resumed, or the disk is full.
     """
     name = name or run_name(config, data)
-    work = work_folder(out)
-    with exclusive(out):
+    with exclusive(out), no_empty_work(work_folder(out)):
+        work = work_folder(out)
         unfinished = (work / "setup.safetensors").exists()
         if unfinished and not (resume or force):
             raise OutputExistsError(
                 f"{work} holds an unfinished run: continue it with --resume or discard it with --force"
             )
-        if out.exists() and append and name in list_runs(out) and not force:
-            raise OutputExistsError(f"{out} already has a run '{name}': choose another seed or --out, or give --force")
-        if not append and not (resume and unfinished):
-            require_absent(out, force)
-        if force and not resume:
-            shutil.rmtree(work, ignore_errors=True)
         run = _IRP(config, data, work, torch.device(device))
         run.check()
+        taken = list_runs(out) if append and out.exists() else []
+        if not force and out.exists():
+            if unfinished and (written := _written(out, name, run.identity)) is not None:
+                shutil.rmtree(work)  # left by a kill between writing and cleaning up
+                return written
+            if not append:
+                require_absent(out, force)
+            if name in taken:
+                raise OutputExistsError(
+                    f"{out} already has a run '{name}': choose another seed or --out, or give --force"
+                )
+        if force and not resume:
+            shutil.rmtree(work, ignore_errors=True)
         require_space(out, 32 * run.total)
         run.prepare()
         while run.completed < config.rounds:
@@ -103,6 +114,15 @@ def generate(
         append_run(out, record, replace=force, fresh=force and not append)
         shutil.rmtree(work)
     return record
+
+
+def _written(out: Path, name: str, identity: Mapping[str, Any]) -> IRPRun | None:
+    """The run in ``out`` if it is the one that ``identity`` asks for."""
+    if name not in list_runs(out):
+        return None
+    run = read_run(out, name)
+    same = {"config": dict(run.config), "data": dict(run.data)} == json.loads(json.dumps(identity))
+    return run if same else None
 
 
 class _IRP:
@@ -142,14 +162,14 @@ class _IRP:
         train, rewind = self.config.train, self.config.rewind_steps
         steps = train.epochs * (len(self.data.train) // train.batch_size)
         if rewind and rewind >= steps:
-            raise AutoSparseError(f"rewind-steps is {rewind}, but a round has {steps} steps: give fewer, or more epochs")
+            raise AutoSparseError(f"rewind-steps is {rewind}, but a round has {steps} steps: give fewer or more epochs")
 
     def prepare(self) -> None:
         """Make the initial state, the rewound state and the initial gradients, or read them and the progress."""
         setup, progress = self.work / "setup.safetensors", self.work / "progress.safetensors"
         if setup.exists():
             tensors, identity = load_tensors(setup, _SETUP)
-            check_identity(self.work, _flat(identity), _flat(self.identity))
+            check_identity(self.work, identity, self.identity)
             for part, group in (("initial", self.initial), ("rewind", self.rewind), ("gradient", self.gradient)):
                 group.update({key.partition("/")[2]: t for key, t in tensors.items() if key.startswith(part + "/")})
             self.rewind = self.rewind or self.initial
@@ -203,6 +223,8 @@ class _IRP:
                 start_step=config.rewind_steps,
             )
         except DivergedError as error:
+            if index == 0:  # nothing that could be continued with better settings
+                shutil.rmtree(self.work)
             raise DivergedError(f"round {index + 1} of {config.rounds}: {error}") from None
         accuracy = evaluate(self.model, self.data.val, precision=config.train.precision)
         kept = self._prune(masks)
@@ -266,14 +288,3 @@ def _snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 def _flatten(tensors: Mapping[str, Tensor], layers: list[Layer]) -> np.ndarray:
     return torch.cat([tensors[layer.name].detach().cpu().float().reshape(-1) for layer in layers]).numpy()
-
-
-def _flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as ``section.key`` pairs, so that a difference can be named; lists and tuples are alike."""
-    found: dict[str, Any] = {}
-    for key, value in identity.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -64,7 +65,7 @@ def chain() -> Callable[..., nn.Sequential]:
     def build(*widths: int, bias: bool = False) -> nn.Sequential:
         with global_stream(0, "tests"):
             modules: list[nn.Module] = []
-            for inputs, outputs in zip(widths, widths[1:], strict=False):
+            for inputs, outputs in itertools.pairwise(widths):
                 modules += [nn.Linear(inputs, outputs, bias=bias), nn.ReLU()]
             return nn.Sequential(*modules[:-1])
 

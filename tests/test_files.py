@@ -62,9 +62,14 @@ def test_the_old_content_stays_until_the_block_ends(tmp_path: Path) -> None:
 def test_an_exception_leaves_the_old_content_and_no_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(KeyError), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise KeyError
+
+    def interrupted() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
     assert path.read_text() == "old"
     assert names_in(tmp_path) == ["a.txt"]
 
@@ -93,15 +98,15 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path) -> None
 
 def test_a_folder_that_is_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    with pytest.raises(AutoSparseError, match="cannot write .*taken/a.txt"):
+    with pytest.raises(AutoSparseError, match=r"cannot write .*taken/a\.txt"):
         write_text(tmp_path / "taken" / "a.txt", "x")
-    with pytest.raises(AutoSparseError, match="cannot write .*taken/a.txt"), exclusive(tmp_path / "taken" / "a.txt"):
+    with pytest.raises(AutoSparseError, match=r"cannot write .*taken/a\.txt"), exclusive(tmp_path / "taken" / "a.txt"):
         pass
 
 
 def test_a_folder_in_the_files_place_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt").mkdir()
-    with pytest.raises(AutoSparseError, match="cannot write .*a.txt"):
+    with pytest.raises(AutoSparseError, match=r"cannot write .*a\.txt"):
         write_text(tmp_path / "a.txt", "x")
     assert names_in(tmp_path) == ["a.txt"]
 
@@ -186,13 +191,13 @@ def test_damaged_foreign_and_future_tensor_files_are_refused(tmp_path: Path) -> 
     assert load_tensors(path, "thing")[0].keys() == {"a"}
     for broken in (b"", whole[:5], whole[:60], whole[:-1], b"\x80\x04pickle", b"\xff" * 8 + whole[8:]):
         path.write_bytes(broken)
-        with pytest.raises(FileFormatError, match="a.safetensors is damaged"):
+        with pytest.raises(FileFormatError, match=r"a\.safetensors is damaged"):
             load_tensors(path, "thing")
     craft(path, kind="masks")
-    with pytest.raises(FileFormatError, match="no thing file of AutoSparse .*'masks'"):
+    with pytest.raises(FileFormatError, match=r"no thing file of AutoSparse .*'masks'"):
         load_tensors(path, "thing")
     craft(path, version="2")
-    with pytest.raises(FileFormatError, match="schema version 2, newer than 1.*upgrade"):
+    with pytest.raises(FileFormatError, match=r"schema version 2, newer than 1.*upgrade"):
         load_tensors(path, "thing")
     craft(path, version="new")
     with pytest.raises(FileFormatError, match="no readable schema version"):
@@ -232,7 +237,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> 
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(OutputExistsError, match="another process is writing .*out.h5"), exclusive(out):
+        with pytest.raises(OutputExistsError, match=r"another process is writing .*out\.h5"), exclusive(out):
             pytest.fail("two processes hold the same output")
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
@@ -247,9 +252,9 @@ def test_the_right_to_write_returns_after_an_exception(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(KeyError), exclusive(tmp_path / "out"):
             raise KeyError
-    with exclusive(tmp_path / "out"), exclusive(tmp_path / "other"), pytest.raises(OutputExistsError):
-        with exclusive(tmp_path / "out"):
-            pytest.fail("held twice")
+    out, other = tmp_path / "out", tmp_path / "other"
+    with exclusive(out), exclusive(other), pytest.raises(OutputExistsError), exclusive(out):
+        pytest.fail("held twice")
 
 
 def test_an_existing_output_needs_force(tmp_path: Path) -> None:

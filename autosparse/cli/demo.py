@@ -13,7 +13,7 @@ import torch
 import typer
 from rich.table import Table as RichTable
 
-from autosparse.cli.options import DeviceOption, console, resolve_device
+from autosparse.cli.options import DeviceOption, console, help_text, resolve_device
 from autosparse.data import ImageData, load_data
 from autosparse.experiment import Network, PruneSettings, prune_to_folder, train_to_folder
 from autosparse.files import exclusive
@@ -46,7 +46,7 @@ Accuracies = dict[str, list[float]]
 
 
 def register(app: typer.Typer) -> None:
-    app.command("demo")(demo_command)
+    app.command("demo", help=help_text(demo_command))(demo_command)
 
 
 def demo_command(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from autosparse.cli.options import (
+    RUN,
+    TRAINING,
     DataDirOption,
     DatasetOption,
     DeviceOption,
@@ -16,9 +19,9 @@ from autosparse.cli.options import (
     ModelArgOption,
     ModelOption,
     ScoreImagesOption,
-    SeedOption,
     SplitSeedOption,
     console,
+    help_text,
     load_images,
     resolve_device,
 )
@@ -27,41 +30,53 @@ from autosparse.training import ProgressBar, TrainConfig
 
 
 def register(app: typer.Typer) -> None:
-    app.command("generate")(generate_command)
+    app.command("generate", help=help_text(generate_command))(generate_command)
 
 
 def generate_command(
     out: Annotated[Path, typer.Option(help="HDF5 file to write.")],
     model: ModelOption = "resnet20",
     model_arg: ModelArgOption = None,
-    dataset: DatasetOption = "digits",
     rounds: Annotated[int, typer.Option(help="How often the network is trained and pruned.")] = 16,
     final_density: Annotated[float, typer.Option(help="Fraction of the weights that survives the last round.")] = 0.01,
     schedule: Annotated[
-        str, typer.Option(help="fraction: keep the same fraction every round; count: remove the same number.")
+        str, typer.Option(help="fraction: every round keeps the same fraction; count: every round removes as many.")
     ] = "fraction",
     criterion: Annotated[str, typer.Option(help="Score of a trained weight: magnitude or snip.")] = "magnitude",
     scope: Annotated[
         str, typer.Option(help="global: one threshold; layer: the same density in every layer.")
     ] = "global",
-    rewind_steps: Annotated[int, typer.Option(help="Rewind to the state after this many dense steps; 0: initial.")] = 0,
-    epochs: Annotated[int, typer.Option(help="Epochs of training per round.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 256,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.2,
-    lr_schedule: Annotated[str, typer.Option(help="one-cycle, cosine or constant.")] = "one-cycle",
-    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 5e-4,
-    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
-    score_images: ScoreImagesOption = 1280,
+    rewind_steps: Annotated[
+        int, typer.Option(help="Rewind to the state after this many steps of dense training; 0 is the initial state.")
+    ] = 0,
     name: Annotated[
-        str | None, typer.Option(help="Name of the run in the file. [default: MODEL_DATASET_seedN]")
+        str | None, typer.Option(help="Name of the run in the file.", show_default="MODEL_DATASET_seedN")
     ] = None,
-    seed: SeedOption = 0,
-    data_dir: DataDirOption = Path("data"),
+    epochs: Annotated[int, typer.Option(help="Epochs per round.", rich_help_panel=TRAINING)] = 1,
+    batch_size: Annotated[int, typer.Option(help="Images per step.", rich_help_panel=TRAINING)] = 256,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TRAINING)] = 0.2,
+    lr_schedule: Annotated[str, typer.Option(help="one-cycle, cosine or constant.", rich_help_panel=TRAINING)] = (
+        "one-cycle"
+    ),
+    weight_decay: Annotated[float, typer.Option(help="Weight decay.", rich_help_panel=TRAINING)] = 5e-4,
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, or auto (bf16 where the hardware gains from it).", rich_help_panel=TRAINING)
+    ] = "auto",
+    dataset: DatasetOption = "digits",
+    score_images: ScoreImagesOption = 1280,
     image_size: ImageSizeOption = None,
     split_seed: SplitSeedOption = 0,
+    data_dir: DataDirOption = Path("data"),
+    seed: Annotated[
+        int, typer.Option(help="Fixes initial weights, data order and augmentation.", rich_help_panel=RUN)
+    ] = 0,
     device: DeviceOption = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run (or start one).")] = False,
-    append: Annotated[bool, typer.Option("--append", help="Add the run to an existing file.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an unfinished run (or start one).", rich_help_panel=RUN)
+    ] = False,
+    append: Annotated[bool, typer.Option("--append", help="Add the run to an existing file.", rich_help_panel=RUN)] = (
+        False
+    ),
     force: ForceOption = False,
 ) -> None:
     """Run iterative rewind pruning on one network and record which weights survive.
@@ -102,18 +117,19 @@ def generate_command(
             highlight=False,
         )
 
-    run = generate(
-        config,
-        data,
-        out,
-        name=name,
-        device=where,
-        resume=resume,
-        append=append,
-        force=force,
-        callbacks=lambda index: [ProgressBar(f"round {index + 1}/{rounds}", leave=False)],
-        on_round=report,
-    )
+    with ExitStack() as bars:  # a failure must not leave its message behind half a bar
+        run = generate(
+            config,
+            data,
+            out,
+            name=name,
+            device=where,
+            resume=resume,
+            append=append,
+            force=force,
+            callbacks=lambda index: [bars.enter_context(closing(ProgressBar(f"round {index + 1}/{rounds}", False)))],
+            on_round=report,
+        )
     ticket = int((run.rounds_survived == run.num_rounds).sum())
     console.print(
         f"wrote run '{run.name}' to {out}: {len(run.rounds_survived):,} weights, {ticket:,} of them survived all "

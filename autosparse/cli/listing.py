@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from autosparse.cli.options import console
+from autosparse.cli.options import console, help_text
 from autosparse.criteria import CRITERIA
 from autosparse.data import list_datasets
+from autosparse.errors import UnknownNameError
 from autosparse.models import list_models
 from autosparse.recipes import RECIPES
 from autosparse.scorer.store import DEFAULT_SCORER, list_scorers, load_scorer
 
 
-class Kind(str, Enum):
-    models = "models"
-    datasets = "datasets"
-    criteria = "criteria"
-    methods = "methods"
-    scorers = "scorers"
-
-
 def register(app: typer.Typer) -> None:
-    app.command("list")(list_command)
+    app.command("list", help=help_text(list_command))(list_command)
 
 
-def list_command(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+def list_command(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="models, datasets, criteria, methods or scorers.")],
+) -> None:
     """List models, datasets, criteria, methods or pretrained scorers."""
+    listings = {
+        "models": _models,
+        "datasets": _datasets,
+        "criteria": _criteria,
+        "methods": _methods,
+        "scorers": _scorers,
+    }
+    if kind not in listings:
+        raise UnknownNameError("kind of list", kind, listings)
+    rows = listings[kind]()
     table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
-    rows = {
-        Kind.models: _models,
-        Kind.datasets: _datasets,
-        Kind.criteria: _criteria,
-        Kind.methods: _methods,
-        Kind.scorers: _scorers,
-    }[kind]()
     for title in rows[0]:
         table.add_column(title, overflow="fold")
     for row in rows[1:]:

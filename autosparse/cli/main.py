@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 
-import click
 import typer
 
 from autosparse.cli import demo, generate, listing, prune, train, train_scorer
@@ -18,49 +19,67 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    help="""Prune neural networks before they are trained.
-
-    Iterative rewind pruning on one network shows which initial weights survive (generate); a scorer learns that from
-    the weights' initial features (train-scorer); it then prunes networks that it has never seen, in one shot (prune);
-    train shows what the pruning was worth. A pretrained scorer comes with the package, so you can start with prune.
-    """,
+    help="Prune neural networks before they are trained.\n\n"
+    "Iterative rewind pruning on one network shows which initial weights survive (generate); a scorer learns that "
+    "from the weights' initial features (train-scorer); it then prunes networks that it has never seen, in one shot "
+    "(prune); train shows what the pruning was worth. A pretrained scorer comes with the package, so you can start "
+    "with prune, or look at everything at once with demo.",
     epilog="Example:  autosparse prune --model vgg16 --sparsity 0.98 --out runs/vgg16",
 )
 for module in (prune, train, generate, train_scorer, listing, demo):
     module.register(app)
 
+# Typer may bring its own copy of click, whose base error it does not export.
+_CommandLineError: type[Exception] = next(
+    base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
+)  # type: ignore[assignment]
 
-@app.callback()
-def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
-) -> None:
-    if version:
+_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it; Typer returns it too
+_HOW_TO_GO_ON = {
+    "generate": "repeat the command with --resume to continue",
+    "train": "repeat the command with --resume to continue",
+    "demo": "repeat the command to continue",
+}
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
         from autosparse import __version__
 
         typer.echo(f"autosparse {__version__}")
         raise typer.Exit
 
 
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None: ...
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; exit status 0, 2 for a mistake of the user's (one line on stderr), 130 interrupted."""
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    given = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(app)
-    try:
-        from pathlib import Path
-
-        with write_errors(Path("the output")):
-            status = command.main(
-                list(arguments) if arguments is not None else None, "autosparse", standalone_mode=False
-            )
-    except AutoSparseError as error:
-        return _fail(str(error))
-    except click.exceptions.NoArgsIsHelpError as error:
-        typer.echo(error.format_message())
-        return 2
-    except click.ClickException as error:
-        return _fail(error.format_message())
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        return _fail("interrupted; repeat the command with --resume to continue, if it offers that", 130)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        try:
+            with write_errors(Path("the output")):
+                status = command.main(given, "autosparse", standalone_mode=False)
+        except AutoSparseError as error:
+            return _fail(str(error))
+        except _CommandLineError as error:
+            message: str = error.format_message()  # type: ignore[attr-defined]
+            if not given:  # no_args_is_help: the message is the help text
+                typer.echo(message)
+                return 2
+            return _fail(message)
+        except (typer.Abort, KeyboardInterrupt):
+            status = _INTERRUPTED
+    if status == _INTERRUPTED:
+        hint = next((_HOW_TO_GO_ON[word] for word in given[:1] if word in _HOW_TO_GO_ON), "nothing was written")
+        return _fail(f"interrupted; {hint}", _INTERRUPTED)
     return status if isinstance(status, int) else 0
 
 
@@ -70,4 +89,4 @@ def _fail(message: str, status: int = 2) -> int:
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
-    print(f"autosparse: warning: {message}", file=sys.stderr)
+    print(f"autosparse: warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +15,9 @@ from autosparse.data import ImageData, load_data
 from autosparse.errors import AutoSparseError
 
 console = Console()
+
+# Panels of the help, in the order of their first option.
+IMAGES, TRAINING, RUN = "Images", "Training", "Where and how to run"
 
 ModelOption = Annotated[
     str,
@@ -27,19 +32,34 @@ ModelArgOption = Annotated[
 DatasetOption = Annotated[
     str,
     typer.Option(
-        help="Images: digits (embedded), fashion-mnist, cifar10, cifar100, or imagefolder:PATH "
-        "(a folder or .tar.gz with train/CLASS/* and test/CLASS/* or val/CLASS/*)."
+        help="digits (embedded), fashion-mnist, cifar10, cifar100, or imagefolder:PATH "
+        "(a folder or .tar.gz with train/CLASS/* and test/CLASS/* or val/CLASS/*).",
+        rich_help_panel=IMAGES,
     ),
 ]
-DataDirOption = Annotated[Path, typer.Option(help="Where data sets are downloaded and decoded images are cached.")]
-ImageSizeOption = Annotated[int | None, typer.Option(help="Side of the images in pixels. [default: the set's own]")]
-SplitSeedOption = Annotated[int, typer.Option(help="Seed of the cut of the training images into train and validation.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
-SeedOption = Annotated[int, typer.Option(help="Fixes initial weights, data order and augmentation.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
-ScoreImagesOption = Annotated[
-    int, typer.Option(min=1, help="Training images over which initial gradients are averaged.")
+DataDirOption = Annotated[
+    Path, typer.Option(help="Where data sets are downloaded and decoded images are cached.", rich_help_panel=IMAGES)
 ]
+ImageSizeOption = Annotated[
+    int | None, typer.Option(help="Pixels a side.", show_default="the set's own", rich_help_panel=IMAGES)
+]
+SplitSeedOption = Annotated[
+    int, typer.Option(help="Chooses which training images are set aside for validation.", rich_help_panel=IMAGES)
+]
+ScoreImagesOption = Annotated[
+    int,
+    typer.Option(min=1, help="Training images over which initial gradients are averaged.", rich_help_panel=IMAGES),
+]
+DeviceOption = Annotated[
+    str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto (the first accelerator).", rich_help_panel=RUN)
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.", rich_help_panel=RUN)]
+
+
+def help_text(command: Callable[..., None]) -> str:
+    """The docstring with every paragraph on one line: the help wraps it to the terminal's width."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def resolve_device(text: str) -> torch.device:

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from autosparse.cli.options import (
+    RUN,
     DataDirOption,
     DatasetOption,
     DeviceOption,
@@ -17,38 +18,43 @@ from autosparse.cli.options import (
     ModelArgOption,
     ModelOption,
     ScoreImagesOption,
-    SeedOption,
     SplitSeedOption,
     console,
+    help_text,
     load_images,
     resolve_device,
 )
 from autosparse.experiment import Network, PruneSettings, prune_to_folder
+from autosparse.files import require_absent
 from autosparse.models import parse_model_args
 from autosparse.pruning import PruneSummary, check_request
-from autosparse.scorer.store import load_scorer
+from autosparse.scorer.store import DEFAULT_SCORER, load_scorer
 
 
 def register(app: typer.Typer) -> None:
-    app.command("prune")(prune_command)
+    app.command("prune", help=help_text(prune_command))(prune_command)
 
 
 def prune_command(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     model: ModelOption = "vgg16",
     model_arg: ModelArgOption = None,
-    sparsity: Annotated[float, typer.Option(help="Fraction of the weights that is removed, in [0, 1).")] = 0.98,
+    sparsity: Annotated[float, typer.Option(help="Fraction of the weights that is removed, from 0 to below 1.")] = 0.98,
     method: Annotated[
         str, typer.Option(help="autos, snip, magnitude or random; see 'autosparse list methods'.")
     ] = "autos",
     scorer: Annotated[
         str | None,
-        typer.Option(help="For autos: a pretrained scorer's name, or a .safetensors file. [default: pretrained]"),
+        typer.Option(
+            help="For autos: a pretrained scorer (see 'autosparse list scorers') or a .safetensors file.",
+            show_default=DEFAULT_SCORER,
+        ),
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
-            help="global (one threshold), uniform or erk (fixed layer densities). [default: the method's own]"
+            help="global (one threshold for the network), uniform or erk (fixed layer densities).",
+            show_default="the method's own",
         ),
     ] = None,
     min_layer_density: Annotated[float, typer.Option(help="Every layer keeps at least this fraction.")] = 0.0,
@@ -57,10 +63,12 @@ def prune_command(
     ] = False,
     dataset: DatasetOption = "digits",
     score_images: ScoreImagesOption = 1280,
-    seed: SeedOption = 0,
-    data_dir: DataDirOption = Path("data"),
     image_size: ImageSizeOption = None,
     split_seed: SplitSeedOption = 0,
+    data_dir: DataDirOption = Path("data"),
+    seed: Annotated[
+        int, typer.Option(help="Fixes the initial weights and the images to score with.", rich_help_panel=RUN)
+    ] = 0,
     device: DeviceOption = "auto",
     force: ForceOption = False,
 ) -> None:
@@ -73,6 +81,7 @@ def prune_command(
     check_request(method, budget, sparsity, min_layer_density)
     if scorer is not None:
         load_scorer(scorer)
+    require_absent(out, force)
     where = resolve_device(device)
     arguments = parse_model_args(model_arg or [])
     Network(model, arguments).build()  # a wrong name is told before the images are decoded

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from autosparse.cli.options import (
+    IMAGES,
+    RUN,
+    TRAINING,
     DataDirOption,
     DeviceOption,
     ForceOption,
-    ImageSizeOption,
     ModelArgOption,
     SplitSeedOption,
     console,
+    help_text,
     load_images,
     resolve_device,
 )
@@ -25,7 +29,7 @@ from autosparse.training import ProgressBar, TrainConfig
 
 
 def register(app: typer.Typer) -> None:
-    app.command("train")(train_command)
+    app.command("train", help=help_text(train_command))(train_command)
 
 
 def train_command(
@@ -33,36 +37,56 @@ def train_command(
     masks: Annotated[Path | None, typer.Option(help="Folder of 'autosparse prune': train that pruned network.")] = None,
     dense: Annotated[bool, typer.Option("--dense", help="Train the dense network instead.")] = False,
     model: Annotated[
-        str | None, typer.Option(help="Network, as for prune. [default: the one the masks were made for, or vgg16]")
+        str | None,
+        typer.Option(help="Network, as for prune.", show_default="the one the masks were made for, or vgg16"),
     ] = None,
     model_arg: ModelArgOption = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Images, as for prune. [default: those the masks were made with, or digits]")
-    ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Images per step, over all processes together.")] = 128,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.1,
-    schedule: Annotated[str, typer.Option(help="Learning rate: one-cycle, cosine or constant.")] = "one-cycle",
-    momentum: Annotated[float, typer.Option(help="Nesterov momentum.")] = 0.9,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 5e-4,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.", rich_help_panel=TRAINING)] = 10,
+    batch_size: Annotated[
+        int, typer.Option(help="Images per step, over all processes together.", rich_help_panel=TRAINING)
+    ] = 128,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TRAINING)] = 0.1,
+    schedule: Annotated[
+        str, typer.Option(help="Of the learning rate: one-cycle, cosine or constant.", rich_help_panel=TRAINING)
+    ] = "one-cycle",
+    momentum: Annotated[float, typer.Option(help="Nesterov momentum.", rich_help_panel=TRAINING)] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay.", rich_help_panel=TRAINING)] = 5e-4,
     precision: Annotated[
-        str, typer.Option(help="auto (bf16 where the hardware gains from it), bf16 or fp32.")
+        str, typer.Option(help="fp32, bf16, or auto (bf16 where the hardware gains from it).", rich_help_panel=TRAINING)
     ] = "auto",
-    augment: Annotated[bool, typer.Option(help="Random crops and flips (no flips for digits).")] = True,
-    seed: Annotated[
-        int, typer.Option(help="Fixes data order and augmentation; with --dense also initial weights.")
-    ] = 0,
-    data_dir: DataDirOption = Path("data"),
-    image_size: ImageSizeOption = None,
+    augment: Annotated[
+        bool, typer.Option(help="Random crops and flips (no flips for digits).", rich_help_panel=TRAINING)
+    ] = True,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Images, as for prune.",
+            show_default="those the masks were made with, or digits",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Pixels a side.", show_default="as for the masks, or the set's own", rich_help_panel=IMAGES),
+    ] = None,
     split_seed: SplitSeedOption = 0,
+    data_dir: DataDirOption = Path("data"),
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Fixes data order and augmentation; with --dense also the initial weights.", rich_help_panel=RUN
+        ),
+    ] = 0,
     device: DeviceOption = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished training (or start one).")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an unfinished training (or start one).", rich_help_panel=RUN)
+    ] = False,
     force: ForceOption = False,
 ) -> None:
     """Train a pruned network, its removed weights held at zero, or a dense one for comparison.
 
     Writes log.jsonl, model.safetensors, curve.png and summary.json with the test accuracy of the last epoch.
-    A killed or interrupted training goes on with --resume and ends bit-equal.
+    Until then state and log are in OUT.work: a killed or interrupted training goes on with --resume, ends bit-equal.
     """
     if dense == (masks is not None):
         raise AutoSparseError("give either --masks DIR (of 'autosparse prune') or --dense")
@@ -90,18 +114,19 @@ def train_command(
     model, dataset = model or "vgg16", dataset or "digits"
     data = load_images(dataset, data_dir, image_size, split_seed, where)
     network = Network(model, arguments, data.num_classes, data.channels, initial_seed)
-    result = train_to_folder(
-        network,
-        data,
-        config,
-        out,
-        dataset=dataset,
-        pruning=masks,
-        device=where,
-        resume=resume,
-        force=force,
-        callbacks=[ProgressBar("train", leave=False)],
-    )
+    with closing(ProgressBar("train", leave=False)) as bar:  # a failure must not leave its message behind half a bar
+        result = train_to_folder(
+            network,
+            data,
+            config,
+            out,
+            dataset=dataset,
+            pruning=masks,
+            device=where,
+            resume=resume,
+            force=force,
+            callbacks=[bar],
+        )
     validation = result.summary["val_accuracy"]
     console.print(
         f"{model}: test accuracy {result.test_accuracy:.2%} after {epochs} epochs"

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from tqdm import tqdm
 
-from autosparse.cli.options import ForceOption, console
+from autosparse.cli.options import RUN, TRAINING, ForceOption, console, help_text
 from autosparse.errors import AutoSparseError
 from autosparse.files import exclusive, require_absent
 from autosparse.scorer.dataset import list_runs, read_run
@@ -19,24 +19,31 @@ from autosparse.scorer.store import card_path, save_scorer
 
 
 def register(app: typer.Typer) -> None:
-    app.command("train-scorer")(train_scorer_command)
+    app.command("train-scorer", help=help_text(train_scorer_command))(train_scorer_command)
 
 
 def train_scorer_command(
-    files: Annotated[list[Path], typer.Argument(help="HDF5 files of 'autosparse generate'; all their runs are used.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE", help="HDF5 files of 'autosparse generate'; all their runs are used."),
+    ],
     out: Annotated[Path, typer.Option(help="NAME.safetensors to write; the card goes to NAME.json.")],
     features: Annotated[str, typer.Option(help="Feature set: scale-free, or paper (as published).")] = "scale-free",
     network: Annotated[str, typer.Option(help="mlp (small and fast), or cnn (as published).")] = "mlp",
     holdout: Annotated[
-        str, typer.Option(help="What is held out: run, layer, or auto (runs if there are several).")
+        str, typer.Option(help="What is held out to measure on: run, layer, or auto (runs if there are several).")
     ] = "auto",
     holdout_fraction: Annotated[float, typer.Option(help="Share of the runs or layers that is held out.")] = 0.25,
     refit: Annotated[bool, typer.Option(help="Once measured, fit again on everything.")] = True,
-    epochs: Annotated[int, typer.Option(help="Passes over the weights.")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Weights per step.")] = 2048,
-    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
-    max_weights: Annotated[int, typer.Option(help="Fit on at most this many weights, drawn at random.")] = 2_000_000,
-    seed: Annotated[int, typer.Option(help="Fixes the split, the initial scorer and the order of weights.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Passes over the weights.", rich_help_panel=TRAINING)] = 10,
+    batch_size: Annotated[int, typer.Option(help="Weights per step.", rich_help_panel=TRAINING)] = 2048,
+    lr: Annotated[float, typer.Option(help="Learning rate of Adam.", rich_help_panel=TRAINING)] = 1e-3,
+    max_weights: Annotated[
+        int, typer.Option(help="Fit on at most this many weights, drawn at random.", rich_help_panel=TRAINING)
+    ] = 2_000_000,
+    seed: Annotated[
+        int, typer.Option(help="Fixes the split, the initial scorer and the order of weights.", rich_help_panel=RUN)
+    ] = 0,
     force: ForceOption = False,
 ) -> None:
     """Fit a scorer that predicts a weight's survival from its initial features.
@@ -62,7 +69,7 @@ def train_scorer_command(
         require_absent(out, force)
         require_absent(card_path(out), force)
         runs = [read_run(path, name) for path in files for name in list_runs(path)]
-        with tqdm(total=None, desc="fit", unit="epoch", leave=False) as bar:
+        with tqdm(total=None, desc="fit", unit="epoch", leave=False, disable=None) as bar:
 
             def progress(epoch: int, total: int, loss: float) -> None:
                 bar.set_postfix_str(f"{epoch}/{total}, loss {loss:.5f}")

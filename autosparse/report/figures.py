@@ -14,6 +14,7 @@ from autosparse.report.style import (
     INK,
     MUTED,
     SMALL,
+    MethodStyle,
     dress,
     layer_label,
     legend_above,
@@ -26,9 +27,8 @@ from autosparse.report.style import (
 )
 
 _MOST_LAYER_LABELS = 40
-_EMPTY_ROW = 0.16  # decades that one method's row of empty layers takes
+_EMPTY_ROW = 0.055  # of the axis: what one method's row of empty layers takes
 _LABEL_ROOM = 84  # characters that fit side by side under the axes
-_PERCENT = FuncFormatter(lambda value, _: percent(value))
 
 
 def layer_density_figure(densities: Mapping[str, Mapping[str, float]], title: str) -> Figure:
@@ -69,11 +69,15 @@ def layer_density_figure(densities: Mapping[str, Mapping[str, float]], title: st
     empty = [method for method, values in table.items() if (values == 0).any()]
     axes.set_yscale("log")
     axes.set_ylim(low, 1.25)
-    axes.set_yticks(percent_ticks(low, 1.0))
-    axes.yaxis.set_major_formatter(_PERCENT)
+    ticks = percent_ticks(low, 1.0)
+    axes.set_yticks(ticks, [percent(tick) for tick in ticks])
     axes.yaxis.set_minor_locator(NullLocator())
     if empty:
-        _draw_empty_rows(axes, {method: table[method] for method in empty}, low)
+        middle = _draw_empty_rows(axes, {method: table[method] for method in empty}, styles, low)
+        axes.set_yticks([*ticks, middle], [*(percent(tick) for tick in ticks), "empty"])
+        tick = axes.yaxis.get_major_ticks()[-1]
+        tick.gridline.set_visible(False)
+        tick.label1.set(color="#b3261e", fontweight="bold")
     shown = thinned(len(layers), _MOST_LAYER_LABELS)
     axes.set_xticks(list(shown), [layer_label(layers[index]) for index in shown], rotation=90, fontsize=8)
     axes.set_xlim(-0.6, len(layers) - 0.4)
@@ -81,10 +85,14 @@ def layer_density_figure(densities: Mapping[str, Mapping[str, float]], title: st
     return figure
 
 
-def _draw_empty_rows(axes: Axes, table: Mapping[str, np.ndarray], low: float) -> None:
-    """Extend the axis below ``low`` by a shaded band with a row of x marks for each method that empties layers."""
-    styles = method_styles(table)
-    height = _EMPTY_ROW * max(2, len(table) + 1)
+def _draw_empty_rows(
+    axes: Axes, table: Mapping[str, np.ndarray], styles: Mapping[str, MethodStyle], low: float
+) -> float:
+    """Extend the axis below ``low`` by a shaded band with a row of x marks for each method that empties layers.
+
+    Returns the middle of the band.
+    """
+    height = -math.log10(low) * _EMPTY_ROW * (len(table) + 1)  # decades
     bottom = low / 10**height
     axes.set_ylim(bottom, axes.get_ylim()[1])
     axes.axhspan(bottom, low, color="#fdecea", zorder=0)
@@ -102,18 +110,7 @@ def _draw_empty_rows(axes: Axes, table: Mapping[str, np.ndarray], low: float) ->
             zorder=5,
             gid=f"empty:{method}",
         )
-    axes.annotate(
-        "empty",
-        (0, low / 10 ** (height / 2)),
-        xycoords=("axes fraction", "data"),
-        xytext=(-7, 0),
-        textcoords="offset points",
-        ha="right",
-        va="center",
-        fontsize=SMALL,
-        fontweight="bold",
-        color="#b3261e",
-    )
+    return low / 10 ** (height / 2)
 
 
 def curve_figure(
@@ -167,7 +164,7 @@ def curve_figure(
         legend_above(accuracy, columns=2)
     for axes in (loss, accuracy):
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-        axes.margins(x=0.03)
+        axes.margins(x=0.03, y=0.08)
         if len(history) == 1:
             axes.set_xlim(epochs[0] - 0.5, epochs[0] + 0.5)
     return figure
@@ -183,7 +180,8 @@ def accuracy_figure(
         title: over the figure.
         baseline: name and accuracies of a reference such as the dense network, drawn as a line with a band.
 
-    Small points are seeds, the bar beside them is their mean, the whisker and the band one sample standard deviation each way.
+    Small points are seeds, the bar beside them is their mean; the whisker and the band reach one sample standard
+    deviation each way.
     """
     if not results or any(len(values) == 0 for values in results.values()):
         raise ValueError("a method without accuracies: nothing to draw")

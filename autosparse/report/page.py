@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from autosparse.files import write_text
 from autosparse.report.save import figure_data_uri
 
-_NUMBER = re.compile(r"\s*([-+−]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
+_GROUPING = ",\u00a0\u2009\u202f"  # between thousands: comma, non-breaking, thin and narrow spaces
+_NUMBER = re.compile(rf"\s*([-+−]?(?:\d[\d{_GROUPING}]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
 _CSS_PIXELS_PER_INCH = 96
 
 
@@ -128,7 +129,9 @@ def _value(value: object) -> str:
 
 def _number(cell: str) -> float | None:
     match = _NUMBER.match(cell)
-    return float(match.group(1).replace("−", "-")) if match else None
+    if match is None:
+        return None
+    return float(re.sub(f"[{_GROUPING}]", "", match.group(1)).replace("−", "-"))
 
 
 def _numeric_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> set[int]:

@@ -16,7 +16,7 @@ MUTED = "#656d76"
 GRID = "#d8dee4"
 PAPER = "#ffffff"
 #: Figures are this wide (inches): the text column of the page, so that nothing is scaled on a wide screen.
-WIDTH = 7.4
+WIDTH = 7.8
 TEXT = 10.0  # points
 SMALL = 9.0
 _TITLE_CHARACTERS = 72

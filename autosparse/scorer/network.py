@@ -84,8 +84,8 @@ class Scorer(nn.Module):
     def score(self, features: LayerFeatures) -> Tensor:
         """Logits of one layer's weights, in the layer's shape and on the device of its weights.
 
-        Evaluates in chunks of output channels; the default network folds normalisation and all features that do not
-        vary from weight to weight into per-channel terms first.
+        Evaluates in chunks of output channels; the default network's normalisation and layer-level features are folded
+        into its first layer's bias and weights.
         """
         training = self.training
         self.eval()
@@ -106,22 +106,13 @@ class Scorer(nn.Module):
 
     def _score_folded(self, features: LayerFeatures, network: MLP) -> Tensor:
         matrix = network.input.weight / self.std  # normalisation folded into the first layer
-        bias = network.input.bias - matrix @ self.mean
-        widths = [len(level) for level in (features.spec.weight, features.spec.out_channel, features.spec.in_channel)]
-        by_weight, by_out, by_in, by_layer = matrix.tensor_split(torch.tensor(widths).cumsum(0), dim=1)
-        constant = bias + by_layer @ features.layer
-        outs = F.linear(features.out_channel, by_out, constant)  # [O, hidden]
-        ins = F.linear(features.in_channel, by_in)  # [I, hidden]
+        inside, by_layer = matrix.tensor_split([matrix.shape[1] - len(features.layer)], dim=1)
+        bias = network.input.bias - matrix @ self.mean + by_layer @ features.layer
         channels, inputs, taps = features.weight.shape
         scores = features.weight.new_empty(channels, inputs * taps)
         rows = max(1, CHUNK // (inputs * taps))
-        per_input = ins.repeat_interleave(taps, dim=0)  # [I * taps, hidden]
         for start in range(0, channels, rows):
             stop = min(start + rows, channels)
-            columns = features.weight_columns(start, stop).flatten(1)  # [features, n]
-            first = F.linear(columns.T, by_weight)
-            grid = first.view(stop - start, inputs * taps, -1)
-            grid += per_input
-            grid += outs[start:stop, None]
-            scores[start:stop] = network.tail(first).view(stop - start, -1)
+            columns = features.columns(start, stop).flatten(1)  # [features, n]
+            scores[start:stop] = network.tail(F.linear(columns.T, inside, bias)).view(stop - start, -1)
         return scores.reshape(features.shape)

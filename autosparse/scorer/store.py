@@ -9,7 +9,7 @@ from typing import Any
 
 from autosparse.errors import AutoSparseError, FileFormatError, UnknownNameError
 from autosparse.features import FEATURE_SETS, feature_set
-from autosparse.files import load_tensors, read_json, save_tensors, write_json
+from autosparse.files import atomic_path, load_tensors, read_json, save_tensors, write_json
 from autosparse.scorer.network import NETWORKS, Scorer
 
 _KIND = "scorer"
@@ -35,8 +35,9 @@ def save_scorer(path: Path, scorer: Scorer, card: Mapping[str, Any]) -> None:
     The weights file alone suffices to load the scorer; the card is for people and repeats what the file says.
     """
     metadata = {"features": scorer.feature_set, "network": scorer.network_name}
-    save_tensors(path, _KIND, scorer.state_dict(), metadata)
-    write_json(card_path(path), {**metadata, **card})
+    with atomic_path(card_path(path)) as temporary:  # the card first, so that a full disk changes neither file
+        write_json(temporary, {**metadata, **card})
+        save_tensors(path, _KIND, scorer.state_dict(), metadata)
 
 
 def _pretrained_folder() -> Path:

@@ -25,7 +25,7 @@ class Callback:
 
 
 class ProgressBar(Callback):
-    """A bar over all steps on stderr, with the newest epoch's loss and validation accuracy."""
+    """A bar over all steps, with the newest epoch's loss and validation accuracy; on stderr if that is a terminal."""
 
     def __init__(self, label: str = "train", leave: bool = True) -> None:
         self._label = label
@@ -35,7 +35,13 @@ class ProgressBar(Callback):
     def on_step(self, step: int, steps: int) -> None:
         if self._bar is None:
             self._bar = tqdm(
-                total=steps, initial=step - 1, desc=self._label, unit="step", leave=self._leave, mininterval=0.5
+                total=steps,
+                initial=step - 1,
+                desc=self._label,
+                unit="step",
+                leave=self._leave,
+                mininterval=0.5,
+                disable=None,
             )
         self._bar.update(step - self._bar.n)
         if step == steps:

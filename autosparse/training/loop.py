@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import sys
 import time
@@ -203,9 +204,21 @@ def _resume(
 
 def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """AutoSparseError naming the first setting in which a run to be resumed differs from the command."""
-    for key in sorted({*found, *wanted}):
-        if found.get(key) != wanted.get(key):
+    was, now = _flat(found), _flat(json.loads(json.dumps(wanted)))  # as JSON: a tuple comes back as a list
+    for key in sorted({*was, *now}):
+        if was.get(key) != now.get(key):
             raise AutoSparseError(
-                f"cannot resume from {path}: {key} was {found.get(key)!r} and is now {wanted.get(key)!r}; "
+                f"cannot resume from {path}: {key} was {was.get(key)!r} and is now {now.get(key)!r}; "
                 "repeat the first command's settings, or start anew with --force"
             )
+
+
+def _flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as ``section.key`` pairs, so that a difference can be named."""
+    flat: dict[str, Any] = {}
+    for key, value in identity.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

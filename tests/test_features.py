@@ -1,0 +1,164 @@
+"""Features of weights: hand-computed columns, storage order, and independence of scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from autosparse.errors import UnknownNameError
+from autosparse.features import FEATURE_SETS, LOG_FLOOR, NetworkFeatures, feature_set
+from autosparse.layers import Layer, layers_of, prunable
+
+W = torch.tensor([[1.0, -1.0], [3.0, -3.0]]).reshape(2, 2, 1, 1)  # σ = √5
+G = torch.tensor([[0.0, 2.0], [-2.0, 0.0]]).reshape(2, 2, 1, 1)  # ρ = √2
+LAYERS = [
+    Layer("a", "conv2d", (2, 2, 1, 1), groups=1, depth=0, offset=0),
+    Layer("b", "linear", (3, 4), groups=1, depth=1, offset=4),
+    Layer("c", "conv2d", (4, 1, 3, 3), groups=4, depth=2, offset=16),
+]
+
+
+def tensors(seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and gradients of the three layers; the first layer's are the ones above."""
+    rng = torch.Generator().manual_seed(seed)
+    weights = {layer.name: torch.randn(layer.shape, generator=rng) for layer in LAYERS}
+    gradients = {layer.name: torch.randn(layer.shape, generator=rng) * 0.01 for layer in LAYERS}
+    return {**weights, "a": W}, {**gradients, "a": G}
+
+
+def matrix_of(layer: Layer, weights: dict[str, Tensor], gradients: dict[str, Tensor]) -> Tensor:
+    return NetworkFeatures("scale-free", LAYERS, weights, gradients).layer(layer).matrix()
+
+
+def test_scale_free_features_by_hand() -> None:
+    weights, gradients = tensors()
+    rows = matrix_of(LAYERS[0], weights, gradients)
+    assert rows.shape == (4, len(FEATURE_SETS["scale-free"].names)) == (4, 15)
+    z = [1 / math.sqrt(5), -1 / math.sqrt(5), 3 / math.sqrt(5), -3 / math.sqrt(5)]
+    h = [0, math.sqrt(2), -math.sqrt(2), 0]
+    total = 4 + 12 + 36
+    network_rms = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()) / total)
+    context = [
+        math.log(2),  # fan-in
+        math.log(2),  # fan-out
+        0.0,  # first of three layers
+        1.0,  # a 1x1 kernel
+        math.log(4 / total),
+        math.log(math.sqrt(2) / network_rms),
+    ]
+    for row, (zi, hi, out, inp) in enumerate(zip(z, h, (0, 0, 1, 1), (0, 1, 0, 1), strict=True)):
+        expected = [
+            zi,
+            hi,
+            math.log(abs(zi)),
+            math.log(max(abs(hi), LOG_FLOOR)),
+            zi * hi,
+            (1 / math.sqrt(5), 3 / math.sqrt(5))[out],  # mean |z| of the output channel
+            math.sqrt(2) / 2,  # one gradient of each channel is 0, the other √2
+            (2 / math.sqrt(5), 2 / math.sqrt(5))[inp],  # mean |z| of the input channel: (1 + 3) / 2
+            math.sqrt(2) / 2,
+            *context,
+        ]
+        assert rows[row].tolist() == pytest.approx(expected, abs=1e-6), row
+
+
+def test_context_of_a_depthwise_convolution_by_hand() -> None:
+    weights, gradients = tensors()
+    rows = matrix_of(LAYERS[2], weights, gradients)
+    names = FEATURE_SETS["scale-free"].names
+    context = dict(zip(names, rows[0].tolist(), strict=True))
+    assert context["log fan-in"] == pytest.approx(math.log(9))
+    assert context["log fan-out"] == pytest.approx(math.log(9))
+    assert context["relative depth"] == 1
+    assert context["kernel size"] == 3
+    assert context["log share of weights"] == pytest.approx(math.log(36 / 52))
+    # The only input channel of the tensor: the mean over all its weights.
+    sigma = weights["c"].std(correction=0)
+    assert context["in mean|z|"] == pytest.approx(float((weights["c"] / sigma).abs().mean()))
+
+
+def test_paper_features_are_the_raw_values() -> None:
+    weights, gradients = tensors()
+    features = NetworkFeatures("paper", LAYERS, weights, gradients)
+    for layer in LAYERS:
+        expected = torch.stack([weights[layer.name].flatten(), gradients[layer.name].flatten()], dim=1)
+        assert torch.equal(features.layer(layer).matrix(), expected)
+
+
+@pytest.mark.parametrize("name", list(FEATURE_SETS))
+def test_rows_are_in_storage_order_and_ranges_are_slices(name: str) -> None:
+    weights, gradients = tensors()
+    for layer in LAYERS:
+        features = NetworkFeatures(name, LAYERS, weights, gradients).layer(layer)
+        whole = features.matrix()
+        assert whole.shape == (layer.size, len(feature_set(name).names))
+        flat = weights[layer.name].flatten()
+        scale = 1.0 if name == "paper" else float(flat.std(correction=0))
+        assert torch.allclose(whole[:, 0] * scale, flat)
+        per_channel = layer.size // layer.shape[0]
+        for start in range(layer.shape[0]):
+            for stop in range(start + 1, layer.shape[0] + 1):
+                part = features.matrix(start, stop)
+                assert torch.equal(part, whole[start * per_channel : stop * per_channel])
+
+
+def test_channels_last_weights_have_the_same_features() -> None:
+    weights, gradients = tensors()
+    moved = {
+        name: value.to(memory_format=torch.channels_last) if value.ndim == 4 else value
+        for name, value in weights.items()
+    }
+    for layer in LAYERS:
+        assert torch.equal(matrix_of(layer, weights, gradients), matrix_of(layer, moved, gradients))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(st.floats(0.01, 100), st.integers(0, 50))
+def test_ratios_do_not_change_when_a_layer_is_rescaled(c: float, seed: int) -> None:
+    """A layer times c before a norm computes the same, and its gradient shrinks by c: nothing but scale changed."""
+    weights, gradients = tensors(seed)
+    moved = ({**weights, "b": weights["b"] * c}, {**gradients, "b": gradients["b"] / c})
+    before, after = matrix_of(LAYERS[1], weights, gradients), matrix_of(LAYERS[1], *moved)
+    # All but the last column, which compares the layer's gradient with the network's.
+    assert torch.allclose(before[:, :-1], after[:, :-1], rtol=1e-4, atol=1e-4)
+
+
+def test_the_gradient_scale_is_compared_with_the_networks() -> None:
+    weights, gradients = tensors()
+    before = matrix_of(LAYERS[1], weights, gradients)
+    scaled = {name: gradient * 1000 for name, gradient in gradients.items()}
+    assert torch.allclose(before, matrix_of(LAYERS[1], weights, scaled), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.0])
+def test_a_layer_without_spread_has_finite_features(constant: float) -> None:
+    weights, gradients = tensors()
+    weights["b"] = torch.full_like(weights["b"], constant)
+    gradients["b"] = torch.zeros_like(gradients["b"])
+    rows = matrix_of(LAYERS[1], weights, gradients)
+    assert rows.isfinite().all()
+    assert (rows[:, 3] == math.log(LOG_FLOOR)).all()
+    nothing = {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}
+    assert all(matrix_of(layer, weights, nothing).isfinite().all() for layer in LAYERS)
+
+
+def test_a_whole_network_has_features(conv_net: Callable[[], nn.Module]) -> None:
+    model = conv_net()
+    layers, weights = layers_of(model), prunable(model)
+    features = NetworkFeatures("scale-free", layers, weights, {n: torch.ones_like(w) for n, w in weights.items()})
+    rows = torch.cat([features.layer(layer).matrix() for layer in layers])
+    assert rows.shape == (368, 15)
+    assert rows.isfinite().all()
+    assert not rows.requires_grad
+    assert rows[:, 11].unique().tolist() == pytest.approx([0, 0.5, 1])  # relative depth
+
+
+def test_an_unknown_feature_set_is_named() -> None:
+    with pytest.raises(UnknownNameError, match="unknown feature set 'scale': did you mean scale-free"):
+        feature_set("scale")
