@@ -253,11 +253,14 @@ def train_to_folder(
             "provenance": provenance(),
         }
         what = f"{kept['method']}, {kept['density']:.2%} of the weights" if kept else "dense"
-        figure = curve_figure([record.as_dict() for record in history], f"{network.model}, {what}", accuracy)
         with atomic_folder(out) as folder:
             JsonlLog(folder / "log.jsonl").on_epoch(history)
             save_state(folder / "model.safetensors", model.state_dict(), {"network": asdict(network)})
-            save_figure(figure, folder / "curve.png")
+            if history:
+                title = f"{network.model}, {what}"
+                save_figure(
+                    curve_figure([record.as_dict() for record in history], title, accuracy), folder / "curve.png"
+                )
             write_json(folder / "summary.json", summary)
         shutil.rmtree(work, ignore_errors=True)
     return TrainResult(accuracy, history, summary)

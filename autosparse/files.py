@@ -132,9 +132,15 @@ def check_schema(path: Path, kind: str, found_kind: object, found_version: objec
 def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors and JSON metadata as safetensors, atomically.
 
-    Serialised in memory first, so that a full disk is an ordinary OSError with a cause.
+    Serialised in memory first, so that a full disk is an ordinary OSError with a cause. Equal contents give equal
+    bytes.
     """
-    header = {"kind": kind, "schema_version": str(SCHEMA_VERSION), "metadata": json.dumps(metadata, allow_nan=False)}
+    header = {
+        "kind": kind,
+        "schema_version": str(SCHEMA_VERSION),
+        "metadata": json.dumps(metadata, allow_nan=False),
+        "names": json.dumps(list(tensors)),  # in this order, which the format does not keep
+    }
     plain: dict[str, Tensor] = {}
     stored: set[int] = set()
     for name, tensor in tensors.items():
@@ -142,9 +148,19 @@ def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], metadata:
         if plain[name].untyped_storage().data_ptr() in stored:  # tied weights: the format wants a copy of each
             plain[name] = plain[name].clone()
         stored.add(plain[name].untyped_storage().data_ptr())
-    data = safetensors.torch.save(plain, metadata=header)
+    data = _ordered(safetensors.torch.save(plain, metadata=header))
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def _ordered(data: bytes) -> bytes:
+    """Serialised safetensors with sorted metadata: the library writes them in an order that varies."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns tensors to eight bytes
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -161,9 +177,12 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         with safetensors.safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
             check_schema(path, kind, header.get("kind"), header.get("schema_version"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            names = json.loads(header["names"]) if "names" in header else file.keys()
+            if sorted(names) != sorted(file.keys()):
+                raise ValueError("the names of its tensors do not agree")
+            tensors = {name: file.get_tensor(name) for name in names}
             metadata = json.loads(header.get("metadata", "{}"))
-    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
         raise FileFormatError(f"{path} is damaged or no safetensors file ({error}): restore or remake it") from None
     if not isinstance(metadata, dict):
         raise FileFormatError(f"{path} has unreadable metadata: restore or remake it")

@@ -92,6 +92,8 @@ def generate(
             )
         run = _IRP(config, data, work, torch.device(device))
         run.check()
+        if out.is_dir():
+            raise AutoSparseError(f"{out} is a folder: give the path of an HDF5 file, such as {out / 'irp.h5'}")
         taken = list_runs(out) if append and out.exists() else []
         if not force and out.exists():
             if unfinished and (written := _written(out, name, run.identity)) is not None:
@@ -107,9 +109,15 @@ def generate(
             shutil.rmtree(work, ignore_errors=True)
         require_space(out, 32 * run.total)
         run.prepare()
-        while run.completed < config.rounds:
-            run.round(callbacks(run.completed))
-            on_round(run.rounds)
+        try:
+            while run.completed < config.rounds:
+                run.round(callbacks(run.completed))
+                on_round(run.rounds)
+        except AutoSparseError as error:
+            trained = any(work.glob("round-*.safetensors")) and not isinstance(error, DivergedError)
+            if not (run.completed or trained):  # nothing worth continuing; better settings would be refused
+                shutil.rmtree(work)
+            raise
         record = run.record(name)
         append_run(out, record, replace=force, fresh=force and not append)
         shutil.rmtree(work)
@@ -223,8 +231,6 @@ class _IRP:
                 start_step=config.rewind_steps,
             )
         except DivergedError as error:
-            if index == 0:  # nothing that could be continued with better settings
-                shutil.rmtree(self.work)
             raise DivergedError(f"round {index + 1} of {config.rounds}: {error}") from None
         accuracy = evaluate(self.model, self.data.val, precision=config.train.precision)
         kept = self._prune(masks)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from commands import TINY
 from torch import Tensor, nn
 
+from autosparse.cli import main
 from autosparse.data import ImageData, load_data
 from autosparse.seeding import global_stream
 
@@ -70,3 +73,27 @@ def chain() -> Callable[..., nn.Sequential]:
             return nn.Sequential(*modules[:-1])
 
     return build
+
+
+@pytest.fixture(scope="session")
+def irp_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run of ``autosparse generate``."""
+    path = tmp_path_factory.mktemp("irp") / "tiny.h5"
+    assert main(["generate", "--out", str(path), *TINY, "--rounds", "3", "--score-images", "128"]) == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def scorer_file(irp_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scorer that ``autosparse train-scorer`` fitted to :func:`irp_file`; its card lies beside it."""
+    path = tmp_path_factory.mktemp("scorer") / "tiny.safetensors"
+    assert main(["train-scorer", str(irp_file), "--out", str(path), "--epochs", "2"]) == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def pruned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of ``autosparse prune``: a tenth of a narrow ResNet-20, by magnitude."""
+    path = tmp_path_factory.mktemp("pruned") / "pruned"
+    assert main(["prune", "--out", str(path), *TINY, "--sparsity", "0.9", "--method", "magnitude"]) == 0
+    return path

@@ -115,6 +115,7 @@ def generate_command(
             f"round {row['round'] + 1:>{len(str(rounds))}}/{rounds}  density {row['density']:>8.3%}  "
             f"loss {row['train_loss']:.4f}  validation {row['val_accuracy']:.2%}  {row['seconds']:.0f} s",
             highlight=False,
+            soft_wrap=True,
         )
 
     with ExitStack() as bars:  # a failure must not leave its message behind half a bar
@@ -135,4 +136,5 @@ def generate_command(
         f"wrote run '{run.name}' to {out}: {len(run.rounds_survived):,} weights, {ticket:,} of them survived all "
         f"{rounds} rounds\nnext: autosparse train-scorer {out} --out scorer.safetensors",
         highlight=False,
+        soft_wrap=True,
     )

@@ -32,7 +32,7 @@ for module in (prune, train, generate, train_scorer, listing, demo):
 # Typer may bring its own copy of click, whose base error it does not export.
 _CommandLineError: type[Exception] = next(
     base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
-)  # type: ignore[assignment]
+)
 
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it; Typer returns it too
 _HOW_TO_GO_ON = {

@@ -81,7 +81,7 @@ def train_scorer_command(
     console.print(
         _figures(fitted.figures, f"held out: {len(held['groups'])} {held['kind']}(s), {held['weights']:,} weights")
     )
-    console.print(f"wrote {out} and {card_path(out).name}", highlight=False)
+    console.print(f"wrote {out} and {card_path(out).name}", highlight=False, soft_wrap=True)
 
 
 def _figures(figures: dict[str, Prediction], title: str) -> Table:

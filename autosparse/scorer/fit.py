@@ -35,7 +35,7 @@ class FitConfig:
             several. Single weights are never split: neighbours share channel and layer features.
         holdout_fraction: share of the groups that is held out.
         refit: once measured, fit on everything; otherwise the saved scorer is the measured one.
-        max_weights: fit on at most this many weights, drawn at random.
+        max_weights: fit on, and measure on, at most this many weights each, drawn at random from either side.
     """
 
     features: str = "scale-free"
@@ -127,11 +127,15 @@ def split_groups(data: Examples, config: FitConfig) -> tuple[np.ndarray, np.ndar
     return fit, held, kind
 
 
+def _subsample(rows: np.ndarray, config: FitConfig) -> np.ndarray:
+    """At most ``config.max_weights`` of the rows, in their order."""
+    keep = torch.randperm(len(rows), generator=generator(config.seed, "subsample"))[: config.max_weights]
+    return rows[keep.sort().values.numpy()]
+
+
 def _fit(data: Examples, rows: np.ndarray, config: FitConfig, progress: Progress) -> Scorer:
     """A scorer fitted to the given rows."""
-    if len(rows) > config.max_weights:
-        keep = torch.randperm(len(rows), generator=generator(config.seed, "subsample"))[: config.max_weights]
-        rows = rows[keep.sort().values.numpy()]
+    rows = _subsample(rows, config)
     x, y = data.x[rows], data.y[rows]
     with global_stream(config.seed, "scorer"):
         scorer = Scorer(config.features, config.network)
@@ -177,6 +181,7 @@ def fit_scorer(
         raise AutoSparseError("no IRP run was given: give at least one file written by 'autosparse generate'")
     data = examples(runs, config.features)
     fit_rows, held_rows, kind = split_groups(data, config)
+    held_rows = _subsample(held_rows, config)
     measured = _fit(data, fit_rows, config, progress)
     predicted, label = predict(measured, data.x[held_rows]), data.y[held_rows].numpy()
     figures = {"scorer": compare(predicted, label)}

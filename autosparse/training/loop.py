@@ -63,6 +63,8 @@ def train(
     Data order, augmentation and dropout are functions of (seed, epoch), so a run that continues from ``checkpoint``
     ends bit-equal to one that was never interrupted.
 
+    Under torchrun or ``accelerate launch`` every process takes its share of each batch; the first one writes.
+
     Args:
         masks: weights that are held at exactly zero.
         device: where to train; by default where the model is.
@@ -78,6 +80,10 @@ def train(
 
     device = torch.device(device) if device is not None else next(model.parameters()).device
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    if config.batch_size % accelerator.num_processes:
+        raise AutoSparseError(
+            f"batch-size {config.batch_size} is no multiple of the {accelerator.num_processes} processes that share it"
+        )
     precision = resolve_precision(config.precision, device)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
@@ -95,7 +101,8 @@ def train(
     history = _resume(checkpoint, model, optimizer, identity)
     if masks is not None:
         masks.hold(model, optimizer)
-    module, stepper = accelerator.prepare(model, optimizer)
+    # The model is where the caller wants it; moving it to the first accelerator is not asked for.
+    module, stepper = accelerator.prepare(model, optimizer, device_placement=[False, False])
     run = _Run(module, stepper, accelerator, data, config, precision, device, callbacks, per_epoch, window)
     main = accelerator.is_main_process
     for epoch in range(history[-1].epoch + 1 if history else 0, config.epochs):
@@ -154,9 +161,7 @@ class _Run:
 
     def epoch(self, epoch: int) -> tuple[float, float]:
         """Train one epoch; the mean loss and the accuracy over its images."""
-        loss_sum = torch.zeros((), device=self.device)
-        correct = torch.zeros((), device=self.device)
-        images = 0
+        loss_sum, correct, images = torch.zeros(3, device=self.device).unbind()
         with global_stream(self.config.seed, "epoch", epoch):
             self.module.train()
             for step, (x, y) in self.batches(epoch):
@@ -166,8 +171,9 @@ class _Run:
                 images += len(x)
                 if step % _CHECK_EVERY == 0:
                     self.check(loss_sum, epoch, step)
+        loss_sum, correct, images = self.accelerator.reduce(torch.stack([loss_sum, correct, images]), "sum")
         self.check(loss_sum, epoch, self.steps_of(epoch)[-1])
-        return float(loss_sum) / images, float(correct) / images
+        return float(loss_sum / images), float(correct / images)
 
     def step(self, step: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """One step of SGD; the loss and the outputs before it."""
