@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -206,16 +207,19 @@ def train_to_folder(
         OutputExistsError: ``out`` is taken. MaskMismatchError: the masks belong to another network. DivergedError:
         the loss is not finite. AutoSparseError: the settings differ from the run to be resumed.
     """
-    with exclusive(out), no_empty_work(work_folder(out)):
+    from accelerate import PartialState
+
+    # Under torchrun every process trains; the first one alone owns the output.
+    processes = PartialState(cpu=torch.device(device).type == "cpu")
+    with ExitStack() as held:
         work = work_folder(out)
         checkpoint = work / "checkpoint.safetensors"
+        if processes.is_main_process:
+            held.enter_context(exclusive(out))
+            held.enter_context(no_empty_work(work))
         unfinished, finished = checkpoint.exists(), (out / "summary.json").exists()
-        if unfinished and not (resume or force):
-            raise OutputExistsError(
-                f"{work} holds an unfinished training: continue it with --resume, or start anew with --force"
-            )
-        if not (resume and (unfinished or finished)):
-            require_absent(out, force)
+        if processes.is_main_process:
+            _claim(out, unfinished, finished, resume, force)
         model = network.build()
         masks, kept = None, {}
         if pruning is not None:
@@ -227,8 +231,9 @@ def train_to_folder(
         identity = {"network": asdict(network), "dataset": dataset, "data": data.describe(), "pruning": kept}
         if resume and finished and not unfinished and not force:
             return _finished(out, {**identity, "config": asdict(config)})
-        if not resume:
+        if not resume and processes.is_main_process:
             shutil.rmtree(work, ignore_errors=True)
+        processes.wait_for_everyone()
         history = train(
             model,
             data,
@@ -240,7 +245,7 @@ def train_to_folder(
             callbacks=[*callbacks, JsonlLog(work / "log.jsonl")],
         )
         accuracy = evaluate(model, data.test, precision=config.precision)
-        summary = {
+        summary: dict[str, Any] = {
             "kind": _TRAINING,
             "schema_version": SCHEMA_VERSION,
             "test_accuracy": accuracy,
@@ -252,18 +257,32 @@ def train_to_folder(
             "history": [record.as_dict() for record in history],
             "provenance": provenance(),
         }
-        what = f"{kept['method']}, {kept['density']:.2%} of the weights" if kept else "dense"
-        with atomic_folder(out) as folder:
-            JsonlLog(folder / "log.jsonl").on_epoch(history)
-            save_state(folder / "model.safetensors", model.state_dict(), {"network": asdict(network)})
-            if history:
-                title = f"{network.model}, {what}"
-                save_figure(
-                    curve_figure([record.as_dict() for record in history], title, accuracy), folder / "curve.png"
-                )
-            write_json(folder / "summary.json", summary)
-        shutil.rmtree(work, ignore_errors=True)
+        if processes.is_main_process:
+            _write_training(out, model, history, summary)
+            shutil.rmtree(work, ignore_errors=True)
     return TrainResult(accuracy, history, summary)
+
+
+def _claim(out: Path, unfinished: bool, finished: bool, resume: bool, force: bool) -> None:
+    """OutputExistsError unless ``out`` is free, may be overwritten, or is to be continued."""
+    if unfinished and not (resume or force):
+        raise OutputExistsError(
+            f"{work_folder(out)} holds an unfinished training: continue it with --resume, or start anew with --force"
+        )
+    if not (resume and (unfinished or finished)):
+        require_absent(out, force)
+
+
+def _write_training(out: Path, model: nn.Module, history: list[EpochRecord], summary: dict[str, Any]) -> None:
+    network, kept = summary["network"], summary["pruning"]
+    what = f"{kept['method']}, {kept['density']:.2%} of the weights" if kept else "dense"
+    with atomic_folder(out) as folder:
+        JsonlLog(folder / "log.jsonl").on_epoch(history)
+        save_state(folder / "model.safetensors", model.state_dict(), {"network": network})
+        if history:
+            figure = curve_figure(summary["history"], f"{network['model']}, {what}", summary["test_accuracy"])
+            save_figure(figure, folder / "curve.png")
+        write_json(folder / "summary.json", summary)
 
 
 def _finished(out: Path, identity: Mapping[str, Any]) -> TrainResult:

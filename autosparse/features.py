@@ -87,7 +87,7 @@ class LayerFeatures:
     layer: Tensor
 
     def columns(self, start: int, stop: int) -> Tensor:
-        """All but the layer-level features of the output channels ``start:stop``, ``[features, stop - start, I, taps]``.
+        """All but the layer-level features of output channels ``start:stop``, ``[features, stop - start, I, taps]``.
 
         Feature by feature, so that each is computed in place over contiguous memory.
         """
@@ -139,8 +139,8 @@ class NetworkFeatures:
         self._weights = weights
         self._gradients = gradients
         self._total = total_weights(layers)
-        flat = (gradients[layer.name].detach().flatten().double() for layer in layers)
-        self._network_rms = math.sqrt(sum(float(torch.dot(values, values)) for values in flat) / self._total)
+        norms = (float(torch.linalg.vector_norm(gradients[layer.name].detach().float())) for layer in layers)
+        self._network_rms = math.sqrt(sum(norm**2 for norm in norms) / self._total)
 
     @torch.no_grad()
     def layer(self, layer: Layer) -> LayerFeatures:

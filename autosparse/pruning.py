@@ -188,7 +188,7 @@ def _beside(model: nn.Module, x: Tensor) -> Tensor:
 def _path(model: nn.Module, masks: Masks, scores: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
     try:
         return connecting_weights(model, masks, scores, _beside(model, x))
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:  # TypeError: a device without float64
         reason = str(error).partition(chr(10))[0]
         raise AutoSparseError(
             f"cannot keep {type(model).__name__} connected, it cannot be evaluated in float64 ({reason}): "
@@ -225,7 +225,7 @@ def _problems(
         return None, problems
     try:
         connected = is_connected(model, masks, _beside(model, batches[0][0]))
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:  # TypeError: a device without float64
         problems.append(f"could not check that the output depends on the input: {str(error).partition(chr(10))[0]}")
         return None, problems
     if not connected:

@@ -9,13 +9,12 @@ as large as the weights, are part of it.
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from common import Spread, interleave, number, options, parse, ratios, seconds, table
 from torch import Tensor, nn
@@ -59,16 +58,23 @@ def vgg16() -> nn.Module:
     return seeded_model("vgg16", seed=0, num_classes=10)
 
 
+def resident(field: str) -> int:
+    """``VmRSS`` (now) or ``VmHWM`` (the peak) of this process in bytes; Linux only.
+
+    Not getrusage's ru_maxrss: a new process inherits the peak of the one that started it.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{field}:"))
+    return 1024 * int(line.split()[1])
+
+
 def memory_of_this_process(features: str) -> float:
     """Bytes by which peak memory rises while scoring, over the weights' bytes. Needs a process without a past."""
     scorer, task = Scorer(features), Task.of(vgg16())
     Task.of(nn.Linear(64, 64)).score(scorer)
-    before = psutil.Process().memory_info().rss
-    scores = task.score(scorer)
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    assert len(scores) == len(task.layers)  # all scores were alive at the peak, as in pruning
-    return (peak - before) / (4 * task.size)
+    before = resident("VmRSS")
+    scores = task.score(scorer)  # as in pruning, the scores of all layers are alive at the end
+    return (resident("VmHWM") - before) / (4 * sum(score.numel() for score in scores.values()))
 
 
 def memory(features: str, threads: int) -> float:

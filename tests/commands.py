@@ -19,7 +19,7 @@ from autosparse.cli import main
 #: The smallest network and images that the commands take.
 TINY = ("--model", "resnet20", "--model-arg", "width=0.25", "--image-size", "8", "--device", "cpu")
 
-_PATIENCE = 60  # seconds until a moment that never comes is a failure
+_PATIENCE = 300  # seconds until a moment that never comes is a failure
 
 
 @dataclass(frozen=True)

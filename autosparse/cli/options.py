@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -63,10 +64,10 @@ def help_text(command: Callable[..., None]) -> str:
 
 
 def resolve_device(text: str) -> torch.device:
-    """The device called ``text``; ``auto`` is the first accelerator, otherwise the CPU."""
+    """The device called ``text``; ``auto`` is an accelerator (under torchrun this process's own), otherwise the CPU."""
     if text == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
     try:
         device = torch.device(text)

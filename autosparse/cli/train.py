@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
@@ -86,7 +87,8 @@ def train_command(
     """Train a pruned network, its removed weights held at zero, or a dense one for comparison.
 
     Writes log.jsonl, model.safetensors, curve.png and summary.json with the test accuracy of the last epoch.
-    Until then state and log are in OUT.work: a killed or interrupted training goes on with --resume, ends bit-equal.
+    Until then its state and log are in OUT.work: a killed or interrupted training goes on with --resume and ends
+    bit-equal.
     """
     if dense == (masks is not None):
         raise AutoSparseError("give either --masks DIR (of 'autosparse prune') or --dense")
@@ -127,6 +129,8 @@ def train_command(
             force=force,
             callbacks=[bar],
         )
+    if os.environ.get("RANK", "0") != "0":  # torchrun: the first process speaks for all
+        return
     validation = result.summary["val_accuracy"]
     console.print(
         f"{model}: test accuracy {result.test_accuracy:.2%} after {epochs} epochs"

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from autosparse.features import LayerFeatures, feature_set
 from autosparse.registry import Registry
 
-#: Weights scored at once: small enough for the hidden activations to stay in a processor's cache.
-CHUNK = 16_384
+#: Weights scored at once: few enough for the hidden activations to stay in a processor's cache, many enough that its
+#: threads seldom wait for each other.
+CHUNK = 32_768
 
 NETWORKS: Registry[Callable[[int], nn.Module]] = Registry("scorer network")
 
