@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from autosparse.budget import select
 from autosparse.criteria import mean_gradient, score
 from autosparse.data import ImageData
-from autosparse.errors import AutoSparseError, DivergedError, OutputExistsError
+from autosparse.errors import AutoSparseError, DivergedError, FileFormatError, OutputExistsError
 from autosparse.files import (
     exclusive,
     load_tensors,
@@ -42,6 +42,7 @@ from data_gen.config import IRPConfig
 from data_gen.records import append_run, round_table
 
 _SETUP, _PROGRESS = "irp-setup", "irp-progress"
+_SETUP_FILE = "setup.safetensors"
 RoundReport = Callable[[list[dict[str, Any]]], None]
 
 
@@ -71,7 +72,7 @@ def generate(
 
     Args:
         name: the run's name in the file; by default model, data set and seed.
-        resume: continue the unfinished run; start one when there is none.
+        resume: continue the unfinished run; start one when there is none; return one that is finished already.
         append: add the run to an existing file.
         force: discard an unfinished run and overwrite the file (with ``append``: the run of the same name).
         callbacks: from the round's index to callbacks of its training.
@@ -83,28 +84,15 @@ def generate(
         the run to be resumed, or the disk is full.
     """
     name = name or run_name(config, data)
-    with exclusive(out), no_empty_work(work_folder(out)):
-        work = work_folder(out)
-        unfinished = (work / "setup.safetensors").exists()
-        if unfinished and not (resume or force):
-            raise OutputExistsError(
-                f"{work} holds an unfinished run: continue it with --resume or discard it with --force"
-            )
+    work = work_folder(out)
+    with exclusive(out), no_empty_work(work):
         run = _IRP(config, data, work, torch.device(device))
         run.check()
-        if out.is_dir():
-            raise AutoSparseError(f"{out} is a folder: give the path of an HDF5 file, such as {out / 'irp.h5'}")
-        taken = list_runs(out) if append and out.exists() else []
-        if not force and out.exists():
-            if unfinished and (written := _written(out, name, run.identity)) is not None:
-                shutil.rmtree(work)  # left by a kill between writing and cleaning up
-                return written
-            if not append:
-                require_absent(out, force)
-            if name in taken:
-                raise OutputExistsError(
-                    f"{out} already has a run '{name}': choose another seed or --out, or give --force"
-                )
+        if resume and not force and (written := _written(out, name, run.identity)) is not None:
+            if run.owns_work():  # left by a kill between writing and cleaning up
+                shutil.rmtree(work)
+            return written
+        _claim(out, name, resume=resume, append=append, force=force)
         if force and not resume:
             shutil.rmtree(work, ignore_errors=True)
         require_space(out, 32 * run.total)
@@ -124,13 +112,31 @@ def generate(
     return record
 
 
+def _claim(out: Path, name: str, *, resume: bool, append: bool, force: bool) -> None:
+    """An error unless the run may be written to ``out``: it is free, grows by a new run, or may be overwritten."""
+    work = work_folder(out)
+    if (work / _SETUP_FILE).exists() and not (resume or force):
+        raise OutputExistsError(f"{work} holds an unfinished run: continue it with --resume or discard it with --force")
+    if out.is_dir():
+        raise AutoSparseError(f"{out} is a folder: give the path of an HDF5 file, such as {out / 'irp.h5'}")
+    taken = list_runs(out) if append and out.exists() else []
+    if not append:
+        require_absent(out, force)
+    if name in taken and not force:
+        raise OutputExistsError(f"{out} already has a run '{name}': choose another seed or --out, or give --force")
+
+
 def _written(out: Path, name: str, identity: Mapping[str, Any]) -> IRPRun | None:
     """The run in ``out`` if it is the one that ``identity`` asks for."""
-    if name not in list_runs(out):
+    if not out.is_file() or name not in list_runs(out):
         return None
     run = read_run(out, name)
-    same = {"config": dict(run.config), "data": dict(run.data)} == json.loads(json.dumps(identity))
-    return run if same else None
+    return run if _same({"config": run.config, "data": run.data}, identity) else None
+
+
+def _same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether two identities agree once they have been written and read (tuples become lists)."""
+    return bool(json.loads(json.dumps(found)) == json.loads(json.dumps(wanted)))
 
 
 class _IRP:
@@ -172,9 +178,14 @@ class _IRP:
         if rewind and rewind >= steps:
             raise AutoSparseError(f"rewind-steps is {rewind}, but a round has {steps} steps: give fewer or more epochs")
 
+    def owns_work(self) -> bool:
+        """Whether the work folder belongs to this very run."""
+        setup = self.work / _SETUP_FILE
+        return setup.exists() and _same(load_tensors(setup, _SETUP)[1], self.identity)
+
     def prepare(self) -> None:
         """Make the initial state, the rewound state and the initial gradients, or read them and the progress."""
-        setup, progress = self.work / "setup.safetensors", self.work / "progress.safetensors"
+        setup, progress = self.work / _SETUP_FILE, self.work / "progress.safetensors"
         if setup.exists():
             tensors, identity = load_tensors(setup, _SETUP)
             check_identity(self.work, identity, self.identity)
@@ -193,6 +204,10 @@ class _IRP:
         if progress.exists():
             tensors, metadata = load_tensors(progress, _PROGRESS)
             self.survived, self.rounds = tensors["rounds_survived"], metadata["rounds"]
+            if self.survived.shape != (self.total,):
+                raise FileFormatError(
+                    f"{progress} has {self.survived.numel()} weights, the network {self.total}: start anew with --force"
+                )
 
     def _rewind_state(self) -> dict[str, Tensor]:
         if self.config.rewind_steps == 0:

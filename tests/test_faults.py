@@ -320,8 +320,13 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "autosparse"]
     result = subprocess.run(
         [sys.executable, *launch, *command, "--device", "cpu", "--out", "trained"],
-        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("test accuracy") == 1
     assert len((tmp_path / "trained" / "log.jsonl").read_text().splitlines()) == 2

@@ -494,12 +494,17 @@ def test_resuming_tells_only_of_what_is_left(tiny_data: ImageData, tmp_path: Pat
     assert contents(path) == contents(watched.path)
 
 
-def test_resume_without_unfinished_work_starts_a_run(tiny_data: ImageData, tmp_path: Path) -> None:
+def test_resume_starts_a_run_or_returns_a_finished_one(tiny_data: ImageData, tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
     config = dataclasses.replace(CONFIG, **SMALL)
-    generate(config, tiny_data, tmp_path / "a.h5", resume=True)
-    assert list_runs(tmp_path / "a.h5") == [NAME]
+    first = generate(config, tiny_data, path, resume=True)
+    assert list_runs(path) == [NAME]
+    before = path.read_bytes()
+    again = generate(config, tiny_data, path, resume=True)
+    assert np.array_equal(first.rounds_survived, again.rounds_survived)
+    assert path.read_bytes() == before
     with pytest.raises(OutputExistsError, match="exists"):
-        generate(config, tiny_data, tmp_path / "a.h5", resume=True)
+        generate(dataclasses.replace(config, seed=9), tiny_data, path, resume=True)
 
 
 def test_resuming_with_other_settings_names_the_difference(tiny_data: ImageData, tmp_path: Path) -> None:
