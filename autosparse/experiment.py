@@ -221,13 +221,7 @@ def train_to_folder(
         if processes.is_main_process:
             _claim(out, unfinished, finished, resume, force)
         model = network.build()
-        masks, kept = None, {}
-        if pruning is not None:
-            pruned = read_pruning(pruning)
-            kept = {key: pruned[key] for key in ("method", "budget", "scorer", "sparsity", "kept", "total", "density")}
-            masks = Masks.load(pruning / "masks.safetensors")
-            masks.check(model)
-            load_state(pruning / "init.safetensors", model)
+        masks, kept = (None, {}) if pruning is None else _start_pruned(model, pruning)
         identity = {"network": asdict(network), "dataset": dataset, "data": data.describe(), "pruning": kept}
         if resume and finished and not unfinished and not force:
             return _finished(out, {**identity, "config": asdict(config)})
@@ -261,6 +255,16 @@ def train_to_folder(
             _write_training(out, model, history, summary)
             shutil.rmtree(work, ignore_errors=True)
     return TrainResult(accuracy, history, summary)
+
+
+def _start_pruned(model: nn.Module, pruning: Path) -> tuple[Masks, dict[str, Any]]:
+    """Put ``model`` into the initial state that was pruned; its masks, and what the pruning was."""
+    summary = read_pruning(pruning)
+    masks = Masks.load(pruning / "masks.safetensors")
+    masks.check(model)
+    load_state(pruning / "init.safetensors", model)
+    facts = ("method", "budget", "scorer", "sparsity", "kept", "total", "density")
+    return masks, {key: summary[key] for key in facts}
 
 
 def _claim(out: Path, unfinished: bool, finished: bool, resume: bool, force: bool) -> None:
