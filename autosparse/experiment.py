@@ -212,11 +212,11 @@ def train_to_folder(
     # Under torchrun every process trains; the first one alone owns the output.
     processes = PartialState(cpu=torch.device(device).type == "cpu")
     with ExitStack() as held:
-        work = work_folder(out)
-        checkpoint = work / "checkpoint.safetensors"
         if processes.is_main_process:
             held.enter_context(exclusive(out))
-            held.enter_context(no_empty_work(work))
+            held.enter_context(no_empty_work(work_folder(out)))
+        work = work_folder(out)
+        checkpoint = work / "checkpoint.safetensors"
         unfinished, finished = checkpoint.exists(), (out / "summary.json").exists()
         if processes.is_main_process:
             _claim(out, unfinished, finished, resume, force)

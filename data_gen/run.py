@@ -84,8 +84,7 @@ def generate(
         the run to be resumed, or the disk is full.
     """
     name = name or run_name(config, data)
-    work = work_folder(out)
-    with exclusive(out), no_empty_work(work):
+    with exclusive(out), no_empty_work(work := work_folder(out)):
         run = _IRP(config, data, work, torch.device(device))
         run.check()
         if resume and not force and (written := _written(out, name, run.identity)) is not None:

@@ -140,17 +140,22 @@ def test_two_processes_do_not_share_an_output(uninterrupted: dict[str, Any], tmp
     assert [path.name for path in tmp_path.iterdir()] == ["runs.h5"]
 
 
-def test_a_kill_between_writing_and_cleaning_up_is_mended(irp_file: Path, tmp_path: Path, capsys: Capture) -> None:
-    out = tmp_path / "runs.h5"
-    shutil.copyfile(irp_file, out)
-    work_folder(out).mkdir()
-    (work_folder(out) / "setup.safetensors").write_bytes(b"whatever it was")
-    written = contents(out)
-    arguments = ("generate", "--out", out, *TINY, "--score-images", 128, "--resume")
-    assert "exists" in error_of(call(capsys, *arguments, "--rounds", 4))  # another run's work: nothing is touched
+@pytest.mark.slow
+def test_a_kill_between_writing_and_cleaning_up_is_mended(
+    uninterrupted: dict[str, Any], tmp_path: Path, capsys: Capture
+) -> None:
+    out, kept = tmp_path / "runs.h5", tmp_path / "kept"
+    moment = MOMENTS["after the second round"]
+    with frozen(lambda: moment(work_folder(out)), *GENERATE, "--out", out, cwd=tmp_path) as process:
+        kill(process)
+    shutil.copytree(work_folder(out), kept)
+    assert call(capsys, *GENERATE, "--out", out, "--resume").status == 0
+    shutil.move(kept, work_folder(out))  # as if the process had died before it removed the folder
+    other = call(capsys, *GENERATE, "--seed", 1, "--out", out, "--resume")
+    assert "exists" in error_of(other)  # another run: neither the file nor the work is touched
     assert (work_folder(out) / "setup.safetensors").exists()
-    assert call(capsys, *arguments, "--rounds", 3).status == 0
-    assert contents(out) == written
+    assert call(capsys, *GENERATE, "--out", out, "--resume").status == 0
+    assert contents(out) == uninterrupted
     assert [path.name for path in tmp_path.iterdir()] == ["runs.h5"]
 
 
