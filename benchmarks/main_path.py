@@ -44,12 +44,15 @@ class Cell:
         return out / self.network / f"{slug}-{self.density:g}-seed{self.seed}"
 
 
-def cells(networks: list[str], seeds: list[int]) -> list[Cell]:
+def cells(options: argparse.Namespace) -> list[Cell]:
+    """All cells that were asked for: a seed after the other, dense first."""
     found = []
-    for seed in seeds:
-        for network in networks:
-            found.append(Cell(network, "dense", 1.0, seed))
-            found += [Cell(network, method, density, seed) for density in DENSITIES for method in METHODS]
+    for seed in options.seeds:
+        for network in options.networks:
+            if "dense" in options.methods:
+                found.append(Cell(network, "dense", 1.0, seed))
+            pruned = [method for method in options.methods if method != "dense"]
+            found += [Cell(network, method, density, seed) for density in options.densities for method in pruned]
     return found
 
 
@@ -59,6 +62,7 @@ def command(*arguments: str) -> None:
 
 
 def run_cell(cell: Cell, options: argparse.Namespace) -> None:
+    """Prune and train one cell, unless its result is there."""
     folder = cell.folder(options.out)
     images = ["--dataset", options.dataset, "--data-dir", str(options.data_dir)]
     if (folder / "trained" / "summary.json").exists():
@@ -73,18 +77,21 @@ def run_cell(cell: Cell, options: argparse.Namespace) -> None:
     if not (folder / "pruned" / "summary.json").exists():
         sparsity = ["--sparsity", f"{1 - cell.density:.6g}", "--seed", str(cell.seed)]
         pruned = ["--out", str(folder / "pruned")]
-        command("prune", *NETWORKS[cell.network], *method, *sparsity, *images, *pruned)
+        connected = ["--keep-connected"] if options.keep_connected else []
+        command("prune", *NETWORKS[cell.network], *method, *sparsity, *connected, *images, *pruned)
     command("train", "--masks", str(folder / "pruned"), *training)
 
 
-def table(out: Path, networks: list[str], seeds: list[int]) -> str:
+def table(options: argparse.Namespace) -> str:
     """Mean ± standard deviation of the test accuracy in percent, with the number of seeds."""
     lines = []
-    for network in networks:
-        lines += [f"| {network} | " + " | ".join(f"{d:.0%} density" for d in DENSITIES) + " |", "|---" * 4 + "|"]
-        for method in ("dense", *METHODS):
-            columns = [1.0] * 3 if method == "dense" else list(DENSITIES)
-            row = [_summary(out, [Cell(network, method, density, seed) for seed in seeds]) for density in columns]
+    for network in options.networks:
+        titles = [f"{density:.0%} density" for density in options.densities]
+        lines += [f"| {network} | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
+        for method in options.methods:
+            columns = [1.0] * len(titles) if method == "dense" else options.densities
+            groups = [[Cell(network, method, density, seed) for seed in options.seeds] for density in columns]
+            row = [_summary(options.out, group) for group in groups]
             lines.append(f"| {method} | " + " | ".join(row) + " |")
         lines.append("")
     return "\n".join(lines)
@@ -100,6 +107,7 @@ def _summary(out: Path, group: list[Cell]) -> str:
 
 
 def main() -> None:
+    """Parse, run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
@@ -107,7 +115,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/main-path"))
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--methods", nargs="+", default=["dense", *METHODS], choices=["dense", *METHODS])
+    parser.add_argument("--densities", type=float, nargs="+", default=list(DENSITIES))
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--keep-connected", action="store_true", help="prune with that option; use another --out")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     options = parser.parse_args()
     if not options.table:
@@ -116,9 +127,9 @@ def main() -> None:
             if not scorer.exists():
                 files = [str(path) for path in options.irp]
                 command("train-scorer", *files, "--features", features, "--out", str(scorer))
-        for cell in cells(options.networks, options.seeds):
+        for cell in cells(options):
             run_cell(cell, options)
-    print(table(options.out, options.networks, options.seeds))
+    print(table(options))
 
 
 if __name__ == "__main__":
