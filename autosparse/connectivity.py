@@ -72,6 +72,26 @@ def is_connected(model: nn.Module, masks: Mapping[str, Tensor], x: Tensor) -> bo
     return gradient is not None and bool((gradient > 0).any())
 
 
+@torch.no_grad()
+def responds(model: nn.Module, masks: Mapping[str, Tensor], x: Tensor) -> bool:
+    """Whether the pruned, untrained network's outputs differ between the images of ``x [N, ...]``.
+
+    Stricter than :func:`is_connected`: real weights have signs, and ReLUs can block every path that there is. Batch
+    norm uses batch statistics. True also where nothing can be said: one image, or a dense network that does not
+    respond either (a classifier that starts at zero).
+    """
+    weights = prunable(model)
+
+    def varies(state: Mapping[str, Tensor]) -> bool:
+        output = functional_call(model, dict(state), (x,))
+        return bool((output - output[:1]).abs().max() > 1e-6 * output.abs().max())
+
+    with untouched(model):
+        model.train()
+        masked = {name: weight * masks[name].to(weight.device) for name, weight in weights.items()}
+        return len(x) < 2 or varies(masked) or not varies(weights)
+
+
 def connecting_weights(
     model: nn.Module, masks: Mapping[str, Tensor], scores: Mapping[str, Tensor], x: Tensor
 ) -> dict[str, Tensor]:
@@ -79,16 +99,18 @@ def connecting_weights(
 
     Layers are decided in order. Each keeps the weight through which most flow passes, in a network where kept weights
     count fully, removed ones almost nothing (the better their score's rank within the layer, the more), and layers
-    already decided consist of their chosen weight alone; so the next choice continues the path of the last one, and
-    as few removed weights as possible return. Costs one backward pass of one image a layer.
+    already decided consist of their chosen weight alone; so the next choice continues the path of the last one.
+    Negative weights come last: between ReLUs a lone negative weight can leave an output that no image changes.
+    Costs one backward pass of one image a layer.
 
     Raises:
         RuntimeError: the model cannot be evaluated in float64.
     """
     current = {}
-    for name in prunable(model):
+    for name, weight in prunable(model).items():
         rank = scores[name].flatten().argsort().argsort().reshape(scores[name].shape).double()
-        current[name] = _normalised(masks[name].double() + _DUST * (1 + rank / rank.numel()))
+        preference = masks[name].double() + _DUST * (1 + rank / rank.numel())
+        current[name] = _normalised(torch.where(weight.detach() < 0, _DUST * _DUST * preference, preference))
     chosen: dict[str, Tensor] = {}
     with untouched(model):
         model.eval()

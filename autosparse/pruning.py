@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autosparse.budget import BUDGETS, density_of, keep_count, select
-from autosparse.connectivity import connecting_weights, is_connected
+from autosparse.connectivity import connecting_weights, is_connected, responds
 from autosparse.criteria import CRITERIA, Batches, LossFn, score
 from autosparse.data import ImageData
 from autosparse.errors import AutoSparseError
@@ -230,4 +230,9 @@ def _problems(
         return None, problems
     if not connected:
         problems.append(f"the output no longer depends on the input: no path of kept weights is left; {advice}")
+    elif not responds(model, masks, _beside(model, batches[0][0])):
+        problems.append(
+            "the untrained output is the same for all images: the paths that are left are blocked by ReLUs, so "
+            "training has nothing to start from; use --min-layer-density (min_layer_density= in Python)"
+        )
     return connected, problems

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autosparse.budget import select
-from autosparse.connectivity import connecting_weights, is_connected
+from autosparse.connectivity import connecting_weights, is_connected, responds
 from autosparse.criteria import score
 from autosparse.layers import layers_of, total_weights
 from autosparse.masks import Masks
@@ -100,6 +100,9 @@ def test_a_misaligned_depthwise_channel_cuts_a_convolutional_network(conv_net: N
 
 def test_connecting_weights_form_one_path_along_the_kept_weights(chain: Net) -> None:
     model = chain(2, 2, 2, 2, 1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.abs_()  # negative weights would be avoided
     # Kept weights lead from input 1 over unit 0 to unit 1; the last two layers have lost everything.
     masks = masks_of([[0, 1], [0, 0]], [[0, 0], [1, 0]], [[0, 0], [0, 0]], [[0, 0]])
     scores = {name: torch.tensor([[0.0, 1.0], [0.0, 1.0]][: len(mask)]) for name, mask in masks.items()}
@@ -159,3 +162,47 @@ def test_the_model_is_left_as_it_was(conv_net: Net) -> None:
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+class Rectified(nn.Module):
+    """Two linear layers with ReLUs after both: a negative weight alone passes nothing."""
+
+    def __init__(self, first: list[list[float]], second: list[list[float]]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.tensor(first))
+            self.second.weight.copy_(torch.tensor(second))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).relu()).relu()
+
+
+IMAGES = torch.tensor([[1.0, 2.0], [3.0, 1.0], [2.0, 5.0]])
+
+
+def test_a_path_of_negative_weights_is_connected_but_does_not_respond() -> None:
+    model = Rectified([[-1.0, 1.0], [1.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]])
+    masks = {"first.weight": torch.tensor([[True, False], [False, False]]), "second.weight": torch.ones(2, 2).bool()}
+    assert is_connected(model, masks, IMAGES)
+    assert not responds(model, masks, IMAGES)
+    assert responds(model, {**masks, "first.weight": torch.tensor([[True, True], [False, False]])}, IMAGES)
+
+
+def test_nothing_is_said_of_a_network_that_never_responds() -> None:
+    silent = Rectified([[0.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]])
+    nothing = {"first.weight": torch.zeros(2, 2).bool(), "second.weight": torch.zeros(2, 2).bool()}
+    assert responds(silent, nothing, IMAGES)
+    loud = Rectified([[1.0, 1.0], [1.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]])
+    assert not responds(loud, nothing, IMAGES)
+    assert responds(loud, nothing, IMAGES[:1])
+
+
+def test_connecting_weights_are_positive_where_they_can_be() -> None:
+    model = Rectified([[-1.0, 1.0], [-1.0, -1.0]], [[-1.0, -1.0], [1.0, -1.0]])
+    none = {"first.weight": torch.zeros(2, 2).bool(), "second.weight": torch.zeros(2, 2).bool()}
+    scores = {name: torch.arange(4.0).reshape(2, 2) for name in none}
+    forced = connecting_weights(model, none, scores, IMAGES)
+    assert forced["first.weight"].tolist() == [[False, True], [False, False]]
+    assert forced["second.weight"].tolist() == [[False, False], [True, False]]
+    assert responds(model, forced, IMAGES)
