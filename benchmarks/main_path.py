@@ -24,6 +24,7 @@ DENSITIES = (0.05, 0.02, 0.01)
 METHODS: dict[str, list[str]] = {
     "AutoS, scale-free": ["--method", "autos", "--scorer", "{scale-free}"],
     "AutoS, paper": ["--method", "autos", "--scorer", "{paper}"],
+    "AutoS, scale-free, ERK": ["--method", "autos", "--scorer", "{scale-free}", "--budget", "erk"],
     "SNIP": ["--method", "snip"],
     "magnitude": ["--method", "magnitude"],
     "random, ERK": ["--method", "random", "--budget", "erk"],
