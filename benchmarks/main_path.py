@@ -16,6 +16,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from autosparse.report import markdown_table
+
 NETWORKS: dict[str, list[str]] = {
     "vgg16-w0.25": ["--model", "vgg16", "--model-arg", "width=0.25"],
     "resnet18-w0.25": ["--model", "resnet18", "--model-arg", "width=0.25"],
@@ -85,17 +87,15 @@ def run_cell(cell: Cell, options: argparse.Namespace) -> None:
 
 def table(options: argparse.Namespace) -> str:
     """Mean ± standard deviation of the test accuracy in percent, with the number of seeds."""
-    lines = []
+    tables = []
     for network in options.networks:
-        titles = [f"{density:.0%} density" for density in options.densities]
-        lines += [f"| {network} | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
+        rows = []
         for method in options.methods:
-            columns = [1.0] * len(titles) if method == "dense" else options.densities
+            columns = [1.0] * len(options.densities) if method == "dense" else options.densities
             groups = [[Cell(network, method, density, seed) for seed in options.seeds] for density in columns]
-            row = [_summary(options.out, group) for group in groups]
-            lines.append(f"| {method} | " + " | ".join(row) + " |")
-        lines.append("")
-    return "\n".join(lines)
+            rows.append([method, *(_summary(options.out, group) for group in groups)])
+        tables.append(markdown_table([network, *(f"{density:.0%} density" for density in options.densities)], rows))
+    return "\n".join(tables)
 
 
 def _summary(out: Path, group: list[Cell]) -> str:
