@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,24 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autosparse.budget import BUDGETS, density_of, keep_count, select
-from autosparse.connectivity import connecting_weights, is_connected, responds
-from autosparse.criteria import CRITERIA, Batches, LossFn, score
+from autosparse.budget import BUDGETS, Allocation, density_of, keep_count, select
+from autosparse.choose import Choice, choose, like
+from autosparse.collapse import CollapseWarning, path_of, problems_of
+from autosparse.criteria import CRITERIA, Batches, LossFn
 from autosparse.data import ImageData
-from autosparse.errors import AutoSparseError
-from autosparse.layers import Layer, layers_of, prunable, total_weights
+from autosparse.errors import AutoSparseError, BudgetError
+from autosparse.granularity import Blocks, parse_granularity
+from autosparse.layers import Layer, layers_of, total_weights
 from autosparse.masks import Masks
-from autosparse.recipes import RECIPES
+from autosparse.recipes import Recipe, recipe_of
+from autosparse.sanity import check_sanity, shuffled
 from autosparse.scorer.network import Scorer
 from autosparse.scorer.store import load_scorer
 from autosparse.seeding import derive_seed, generator
+from autosparse.triggers.init import AtInit
 
 #: Images of one backward pass when scores or features are measured.
 SCORE_BATCH = 128
-
-
-class CollapseWarning(UserWarning):
-    """A pruned network that has lost a layer, or whose output no longer depends on its input."""
+_LIKE = "like:"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ class PruneSummary:
     criterion: str
     budget: str
     scorer: str | None
+    options: dict[str, Any]
+    granularity: str
+    sanity: str | None
     sparsity: float
     total: int
     kept: int
@@ -82,37 +86,115 @@ class Pruned:
         self.masks.save(Path(path), self.summary.as_dict())
 
 
-def score_batches(data: ImageData, *, seed: int, images: int) -> list[tuple[Tensor, Tensor]]:
-    """The first ``images`` training images of a shuffle by ``seed``, without augmentation, in batches.
+def score_batches(data: ImageData, *, seed: int, images: int, size: int = SCORE_BATCH) -> list[tuple[Tensor, Tensor]]:
+    """The first ``images`` training images of a shuffle by ``seed``, without augmentation, in batches of ``size``.
 
     IRP records and pruning both measure their features on such batches.
     """
-    batches = data.train.batches(SCORE_BATCH, shuffle_seed=derive_seed(seed, "score"), limit=images)
-    return list(batches)
+    return list(data.train.batches(size, shuffle_seed=derive_seed(seed, "score"), limit=images))
 
 
-def check_request(method: str, budget: str | None, sparsity: float, min_layer_density: float = 0.0) -> None:
-    """Refuse what no model could be pruned with, before anything costly is done; errors as in :func:`prune`."""
-    recipe = RECIPES.get(method)
-    BUDGETS.get(budget or recipe.budget)
-    density_of(sparsity)
-    if not 0 <= min_layer_density <= 1:
-        raise AutoSparseError(f"min-layer-density is {min_layer_density}: give a number in [0, 1]")
+@dataclass(frozen=True)
+class Request:
+    """What is asked of :func:`prune` in names and numbers.
+
+    Args:
+        sparsity: fraction of the weights that is removed; ``None`` with an N:M granularity, which fixes it.
+        options: of the method's trigger (``rounds``) and of its criterion.
+        budget: ``global``, ``uniform``, ``erk`` or ``like:METHOD`` (the layer densities of another method at the same
+            sparsity); by default what the method names.
+        granularity: ``weights``, or ``N:M``.
+        min_layer_density: every layer keeps at least this fraction of its weights.
+        keep_connected: every layer keeps a weight that lies on a path from input to output.
+        sanity: ``shuffle``, ``reinit`` or ``invert``; see :mod:`autosparse.sanity`.
+    """
+
+    sparsity: float | None
+    method: str = "autos"
+    options: Mapping[str, Any] | None = None
+    budget: str | None = None
+    granularity: str = "weights"
+    min_layer_density: float = 0.0
+    keep_connected: bool = False
+    sanity: str | None = None
+
+    def check(self, *, at_init: bool = True) -> None:
+        """Refuse what no model could be pruned with, before anything costly is done; errors as in :func:`prune`.
+
+        Args:
+            at_init: refuse methods that prune later than at initialisation.
+        """
+        recipe, _ = recipe_of(self.method).with_options(self.options or {})
+        if at_init and not isinstance(recipe.when, AtInit):
+            raise AutoSparseError(
+                f"method '{self.method}' does not prune at initialisation but {recipe.moment}: "
+                f"run it with 'autosparse train --method {self.method}'"
+            )
+        self._check_fit(recipe)
+        self._check_budget(self.budget or recipe.budget)
+        blocks = parse_granularity(self.granularity)
+        check_sanity(self.sanity)
+        if self.sparsity is None and blocks is None:
+            raise BudgetError("no sparsity was given: 0.98 keeps 2 % of the weights")
+        if self.sparsity is not None:
+            density_of(self.sparsity)
+            if blocks is not None and abs(self.sparsity - blocks.sparsity) > 1e-9:
+                raise BudgetError(
+                    f"granularity {self.granularity} fixes the sparsity at {blocks.sparsity}, not {self.sparsity}: "
+                    "leave the sparsity out"
+                )
+        if not 0 <= self.min_layer_density <= 1:
+            raise AutoSparseError(f"min-layer-density is {self.min_layer_density}: give a number in [0, 1]")
+        if blocks is not None and (self.budget or self.min_layer_density or self.keep_connected):
+            raise AutoSparseError(
+                f"granularity {self.granularity} fixes what every layer keeps: leave budget, min-layer-density and "
+                "keep-connected out"
+            )
+
+    def _check_fit(self, recipe: Recipe) -> None:
+        """Refuse settings for which the method's moment has no use."""
+        given = {
+            "budget": self.budget,
+            "granularity": None if self.granularity == "weights" else self.granularity,
+            "min-layer-density": self.min_layer_density or None,
+            "keep-connected": self.keep_connected or None,
+            f"sanity {self.sanity}": self.sanity,
+        }
+        for name, value in given.items():
+            if value is not None and not recipe.takes(name):
+                raise AutoSparseError(f"method '{self.method}', which prunes {recipe.moment}, takes no {name}")
+
+    def _check_budget(self, budget: str) -> None:
+        if budget.startswith(_LIKE):
+            Request(self.sparsity or 0.0, budget.removeprefix(_LIKE)).check()
+        else:
+            BUDGETS.get(budget)
+
+
+def micro_batches(batches: Batches, size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """``batches`` in pieces of at most ``size`` images: scoring needs the memory of one piece."""
+    for x, y in batches:
+        yield from [(x, y)] if size is None else zip(x.split(size), y.split(size), strict=True)
 
 
 def prune(
     model: nn.Module,
     data: Batches | None = None,
     *,
-    sparsity: float,
+    sparsity: float | None = None,
     method: str = "autos",
+    options: Mapping[str, Any] | None = None,
     scorer: Scorer | str | Path | None = None,
     loss_fn: LossFn = F.cross_entropy,
     budget: str | None = None,
+    granularity: str = "weights",
     num_batches: int | None = 10,
+    micro_batch: int | None = None,
     min_layer_density: float = 0.0,
     keep_connected: bool = False,
+    sanity: str | None = None,
     seed: int = 0,
+    gradients: Mapping[str, Tensor] | None = None,
 ) -> Pruned:
     """Prune ``model`` at its current weights, in place: removed weights become zero.
 
@@ -121,79 +203,101 @@ def prune(
     Args:
         data: any iterable of (images, labels) batches, already normalised as for training. Methods that look at
             weights only need none; with one, the network is also checked to be connected.
-        method: a name of :func:`autosparse.list_methods`.
+        sparsity, options, budget, granularity, min_layer_density, keep_connected, sanity: see :class:`Request`;
+            ``keep_connected`` needs ``data``, and ``reinit`` is for networks that are built by name.
+        method: a name of :func:`autosparse.list_methods` that prunes at initialisation.
         scorer: for ``autos``: a loaded scorer, the name of a pretrained one, or a file. Default: the pretrained one.
         loss_fn: ``loss_fn(output, labels)``, a mean over its batch.
-        budget: ``global``, ``uniform`` or ``erk``; by default what the method names.
         num_batches: at most this many batches of ``data`` are used; ``None`` takes all.
-        min_layer_density: every layer keeps at least this fraction of its weights.
-        keep_connected: every layer keeps a weight that lies on a path from input to output. Needs ``data``.
+        micro_batch: at most this many images a backward pass; scores are means over all images however they are
+            grouped (but for batch norm, which sees the group).
         seed: for random scores.
+        gradients: the mean gradient over ``data`` at the current weights, where it is known already.
 
     Raises:
-        UnknownNameError: no such method, budget or scorer. BudgetError: a sparsity outside [0, 1), or one that the
-        floors make unreachable. AutoSparseError: no prunable weights, missing data, or a loss that is not finite.
+        UnknownNameError: no such method, option, budget or scorer. BudgetError: a sparsity outside [0, 1), or one that
+        the floors make unreachable. AutoSparseError: no prunable weights, missing data, or a loss that is not finite.
     """
     began = time.perf_counter()
-    check_request(method, budget, sparsity, min_layer_density)
-    recipe = RECIPES.get(method)
+    request = Request(sparsity, method, options, budget, granularity, min_layer_density, keep_connected, sanity)
+    request.check()
+    if sanity == "reinit":
+        raise AutoSparseError("sanity 'reinit' needs to build the network anew: prune, then apply masks to a new one")
+    recipe, own = recipe_of(method).with_options(options or {})
     criterion = CRITERIA.get(recipe.criterion)
-    layers = layers_of(model)
-    keep = keep_count(total_weights(layers), sparsity)
-    batches = None if data is None else list(itertools.islice(data, num_batches))
-    if not batches and ("batches" in criterion.needs or keep_connected):
+    layers, blocks = layers_of(model), parse_granularity(granularity)
+    batches = None if data is None else list(micro_batches(itertools.islice(data, num_batches), micro_batch))
+    if not batches and (criterion.needs_data or keep_connected):
         raise AutoSparseError(
             f"method '{method}'{' with keep_connected' if keep_connected else ''} needs data: "
             "pass data=, any iterable of (images, labels) batches with at least one"
         )
     chosen = _scorer(scorer) if "scorer" in criterion.needs else None
-    scores = score(
-        recipe.criterion,
-        model,
-        batches=batches,
-        loss_fn=loss_fn,
-        generator=generator(seed, "random scores"),
-        scorer=chosen[1] if chosen else None,
-    )
-    settings: dict[str, Any] = {"budget": budget or recipe.budget, "min_layer_density": min_layer_density}
-    masks = select(scores, layers, keep, **settings)
+    ingredients = {"batches": batches, "loss_fn": loss_fn, "scorer": chosen[1] if chosen else None}
+    keep = _keep(layers, sparsity, blocks)
+    rule = _budget(model, budget or recipe.budget, keep, seed, gradients, ingredients)
+    choice = Choice(recipe.criterion, own, recipe.at_init, rule, blocks, min_layer_density, sanity == "invert")
+    stream = generator(seed, "random scores")
+    masks, scores = choose(model, choice, keep, gradients=gradients, generator=stream, **ingredients)
     if keep_connected and batches:
-        path = _path(model, masks, scores, batches[0][0])
-        masks = select(scores, layers, keep, forced=path, **settings)
-    connected, problems = _problems(model, masks, batches)
+        path = path_of(model, masks, scores, batches[0][0])
+        masks = select(scores, layers, keep, budget=rule, min_layer_density=min_layer_density, forced=path)
+    if sanity == "shuffle":
+        masks = shuffled(masks, layers, blocks, generator(seed, "shuffled masks"))
+    connected, problems = problems_of(model, masks, batches)
     for problem in problems:
         warnings.warn(problem, CollapseWarning, stacklevel=2)
     masks.apply(model)
+    if recipe.rescale:
+        from autosparse.rescaling import edge_of_chaos
+
+        edge_of_chaos(model, masks)
     summary = PruneSummary(
         method=method,
         criterion=recipe.criterion,
-        budget=settings["budget"],
+        budget=granularity if blocks else budget or recipe.budget,
         scorer=chosen[0] if chosen else None,
-        sparsity=sparsity,
+        options=dict(options or {}),
+        granularity=granularity,
+        sanity=sanity,
+        sparsity=1 - masks.density if sparsity is None else sparsity,
         total=masks.total,
         kept=masks.kept,
         density=masks.density,
         connected=connected,
         warnings=tuple(problems),
         seconds=time.perf_counter() - began,
-        layers=_layer_summaries(layers, masks),
+        layers=layer_summaries(masks),
     )
     return Pruned(model, masks, scores, summary)
 
 
-def _beside(model: nn.Module, x: Tensor) -> Tensor:
-    return x.to(next(iter(prunable(model).values())).device)
+def _keep(layers: list[Layer], sparsity: float | None, blocks: Blocks | None) -> int:
+    if blocks is not None:
+        return sum(blocks.counts(layers).values())
+    assert sparsity is not None  # Request.check
+    return keep_count(total_weights(layers), sparsity)
 
 
-def _path(model: nn.Module, masks: Masks, scores: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
-    try:
-        return connecting_weights(model, masks, scores, _beside(model, x))
-    except (RuntimeError, TypeError) as error:  # TypeError: a device without float64
-        reason = str(error).partition(chr(10))[0]
-        raise AutoSparseError(
-            f"cannot keep {type(model).__name__} connected, it cannot be evaluated in float64 ({reason}): "
-            "use min_layer_density instead"
-        ) from error
+def _budget(
+    model: nn.Module,
+    name: str,
+    keep: int,
+    seed: int,
+    gradients: Mapping[str, Tensor] | None,
+    ingredients: Mapping[str, Any],
+) -> str | Allocation:
+    """The budget rule called ``name``; for ``like:METHOD`` that method chooses masks first."""
+    if not name.startswith(_LIKE):
+        return name
+    other = recipe_of(name.removeprefix(_LIKE))
+    given = dict(ingredients)
+    if "scorer" in CRITERIA.get(other.criterion).needs and given["scorer"] is None:
+        given["scorer"] = _scorer(None)[1]
+    choice = Choice(other.criterion, {}, other.at_init, other.budget)
+    # Its own stream: the same numbers in the scores of both would make random masks choose themselves.
+    masks, _ = choose(model, choice, keep, gradients=gradients, generator=generator(seed, "like"), **given)
+    return like(masks)
 
 
 def _scorer(scorer: Scorer | str | Path | None) -> tuple[str, Scorer]:
@@ -203,36 +307,10 @@ def _scorer(scorer: Scorer | str | Path | None) -> tuple[str, Scorer]:
     return loaded.name, loaded.scorer
 
 
-def _layer_summaries(layers: list[Layer], masks: Masks) -> tuple[LayerSummary, ...]:
-    kept = {layer.name: int(masks[layer.name].sum()) for layer in layers}
+def layer_summaries(masks: Masks) -> tuple[LayerSummary, ...]:
+    """What is left of every layer."""
+    kept = {name: int(mask.sum()) for name, mask in masks.items()}
     return tuple(
-        LayerSummary(layer.name, layer.shape, layer.size, kept[layer.name], kept[layer.name] / layer.size)
-        for layer in layers
+        LayerSummary(name, tuple(mask.shape), mask.numel(), kept[name], kept[name] / mask.numel())
+        for name, mask in masks.items()
     )
-
-
-def _problems(
-    model: nn.Module, masks: Masks, batches: list[tuple[Tensor, Tensor]] | None
-) -> tuple[bool | None, list[str]]:
-    """Whether the pruned network is connected (``None``: not known), and its warnings."""
-    empty = [name for name, mask in masks.items() if not bool(mask.any())]
-    advice = "prevent it with --keep-connected or --min-layer-density (keep_connected=, min_layer_density= in Python)"
-    problems = []
-    if empty:
-        shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
-        problems.append(f"{len(empty)} of {len(masks)} layers have no weight left: {shown}; {advice}")
-    if not batches:
-        return None, problems
-    try:
-        connected = is_connected(model, masks, _beside(model, batches[0][0]))
-    except (RuntimeError, TypeError) as error:  # TypeError: a device without float64
-        problems.append(f"could not check that the output depends on the input: {str(error).partition(chr(10))[0]}")
-        return None, problems
-    if not connected:
-        problems.append(f"the output no longer depends on the input: no path of kept weights is left; {advice}")
-    elif not responds(model, masks, _beside(model, batches[0][0])):
-        problems.append(
-            "the untrained output is the same for all images: the paths that are left are blocked by ReLUs, so "
-            "training has nothing to start from; use --min-layer-density (min_layer_density= in Python)"
-        )
-    return connected, problems

@@ -214,6 +214,7 @@ def test_train_keeps_removed_weights_at_zero(pruned_folder: Path, tmp_path: Path
     assert sorted(path.name for path in out.iterdir()) == [
         "curve.png",
         "log.jsonl",
+        "masks.safetensors",
         "model.safetensors",
         "summary.json",
     ]

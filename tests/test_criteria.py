@@ -15,6 +15,7 @@ from autosparse.criteria import CRITERIA, criterion, list_criteria, mean_gradien
 from autosparse.errors import AutoSparseError, UnknownNameError
 from autosparse.features import NetworkFeatures
 from autosparse.layers import layers_of, prunable
+from autosparse.masks import Masks
 from autosparse.scorer.network import Scorer
 from autosparse.seeding import generator, global_stream
 
@@ -30,12 +31,24 @@ def scorer() -> Scorer:
 
 def everything(name: str, model: nn.Module, batches: list[Batch], scorer: Scorer) -> dict[str, Tensor]:
     """The scores under any criterion: it takes what it needs."""
-    return score(name, model, batches=batches, loss_fn=F.cross_entropy, generator=generator(0, "random"), scorer=scorer)
+    counts = {key: 1 + weight.numel() // 3 for key, weight in prunable(model).items()}
+    return score(
+        name,
+        model,
+        batches=batches,
+        loss_fn=F.cross_entropy,
+        generator=generator(0, "random"),
+        scorer=scorer,
+        keep=sum(counts.values()),
+        counts=counts,
+    )
 
 
-def test_the_criteria_are_listed() -> None:
-    assert list_criteria() == ["autos", "magnitude", "random", "snip"]
-    assert all(entry.summary.endswith((".", "alone.")) for _, entry in CRITERIA.items())
+def test_every_criterion_says_what_it_is_and_where_it_comes_from() -> None:
+    assert {"autos", "magnitude", "random", "snip"} <= set(list_criteria())
+    for name, entry in CRITERIA.items():
+        assert entry.summary.endswith((".", "alone.")), name
+        assert entry.paper or name == "random", name
 
 
 @pytest.mark.parametrize("name", list_criteria())
@@ -240,4 +253,65 @@ def test_registration_refuses_a_taken_name_and_unknown_ingredients(monkeypatch: 
         criterion("sign")(sign)
     with pytest.raises(ValueError, match=r"asks for \['hessian'\]"):
         criterion("curved")(lambda model, hessian: {})
+    with pytest.raises(ValueError, match=r"options without a default: \['power'\]"):
+
+        @criterion("curved")
+        def curved(model: nn.Module, *, power: float) -> dict[str, Tensor]:
+            return {}
+
     assert "curved" not in CRITERIA
+
+
+@pytest.fixture
+def powered(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A criterion with an option."""
+    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA._entries))
+
+    @criterion("powered", paper="nobody 2000")
+    def powered(model: nn.Module, *, power: float = 2.0) -> dict[str, Tensor]:
+        """|w| to a power."""
+        return {name: weight.abs() ** power for name, weight in prunable(model).items()}
+
+    return "powered"
+
+
+def test_options_have_defaults_and_can_be_set(powered: str) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, -3)
+    assert score(powered, model)["weight"].item() == 9
+    assert score(powered, model, options={"power": 3})["weight"].item() == 27  # an integer passes for a float
+
+
+def test_wrong_options_are_named(powered: str) -> None:
+    with pytest.raises(UnknownNameError, match="unknown option of powered 'pover': did you mean power"):
+        score(powered, nn.Linear(1, 1), options={"pover": 1})
+    for value in ("two", None, True):
+        with pytest.raises(AutoSparseError, match=r"option power of powered is .*: give a value such as 2\.0"):
+            score(powered, nn.Linear(1, 1), options={"power": value})
+
+
+def test_ingredients_that_follow_from_others_are_derived(monkeypatch: pytest.MonkeyPatch, conv_net: Net) -> None:
+    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA._entries))
+    seen: dict[str, object] = {}
+
+    @criterion("curious", paper="nobody 2000")
+    def curious(
+        model: nn.Module,
+        example: Tensor,
+        dense: dict[str, Tensor],
+        masks: Masks,
+        gradients: dict[str, Tensor],
+        counts: dict[str, int] | None,
+    ) -> dict[str, Tensor]:
+        """Everything."""
+        seen.update(example=example, dense=dense, masks=masks, gradients=gradients, counts=counts)
+        return dense
+
+    model, x = conv_net(), torch.randn(4, 3, 8, 8)
+    batches = iter([(x[:3], torch.tensor([0, 1, 2])), (x[3:], torch.tensor([3]))])  # may be read once only
+    score("curious", model, batches=batches, loss_fn=F.cross_entropy)
+    assert torch.equal(seen["example"], x[:1])  # type: ignore[arg-type]
+    assert seen["counts"] is None
+    assert seen["masks"].density == 1  # type: ignore[attr-defined]
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in seen["dense"].items())  # type: ignore[attr-defined]
+    assert seen["gradients"].keys() == prunable(model).keys()  # type: ignore[attr-defined]

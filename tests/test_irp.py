@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import data_gen.run
+import autosparse.rewinding.loop
 from autosparse.criteria import mean_gradient
 from autosparse.data import ImageData
 from autosparse.errors import AutoSparseError, DivergedError, FileFormatError, OutputExistsError, UnknownNameError
@@ -63,7 +63,7 @@ def watch(config: IRPConfig, data: ImageData, path: Path) -> Watched:
     states: list[dict[str, Tensor]] = []
     masks: list[Masks] = []
     windows: list[int] = []
-    train = data_gen.run.train
+    train = autosparse.rewinding.loop.train
 
     def spy(model: nn.Module, *args: Any, **kwargs: Any) -> list[EpochRecord]:
         if "masks" in kwargs:  # a round, and not the training towards the rewinding point
@@ -73,7 +73,7 @@ def watch(config: IRPConfig, data: ImageData, path: Path) -> Watched:
         return train(model, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_gen.run, "train", spy)
+        patch.setattr(autosparse.rewinding.loop, "train", spy)
         run = generate(config, data, path)
     return Watched(path, run, states, masks, windows)
 
@@ -324,7 +324,7 @@ def test_a_run_of_the_same_name_is_refused_before_any_work(
     def never(*args: object, **kwargs: object) -> None:
         pytest.fail("trained in vain")
 
-    monkeypatch.setattr(data_gen.run, "train", never)
+    monkeypatch.setattr(autosparse.rewinding.loop, "train", never)
     with pytest.raises(OutputExistsError, match=f"already has a run '{NAME}'"):
         generate(CONFIG, tiny_data, copy, append=True)
     with pytest.raises(OutputExistsError, match=r"copy\.h5 exists.*--force"):
@@ -542,7 +542,7 @@ def test_divergence_names_the_round_and_can_be_resumed_from(
     tiny_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.h5"
-    train = data_gen.run.train
+    train = autosparse.rewinding.loop.train
 
     def poisoned(model: nn.Module, *args: Any, identity: dict[str, Any], **kwargs: Any) -> list[EpochRecord]:
         if identity["round"] == 1:
@@ -550,10 +550,10 @@ def test_divergence_names_the_round_and_can_be_resumed_from(
                 next(model.parameters()).fill_(torch.nan)
         return train(model, *args, identity=identity, **kwargs)
 
-    monkeypatch.setattr(data_gen.run, "train", poisoned)
+    monkeypatch.setattr(autosparse.rewinding.loop, "train", poisoned)
     with pytest.raises(DivergedError, match=r"^round 2 of 3: the loss became nan in epoch 1 of 1"):
         generate(CONFIG, tiny_data, path)
-    monkeypatch.setattr(data_gen.run, "train", train)
+    monkeypatch.setattr(autosparse.rewinding.loop, "train", train)
     told: list[int] = []
     generate(CONFIG, tiny_data, path, resume=True, on_round=lambda rounds: told.append(len(rounds)))
     assert told == [2, 3]

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autosparse.budget.allocation import BUDGETS, layer_counts
+from autosparse.budget.allocation import BUDGETS, Allocation, layer_counts
 from autosparse.errors import AutoSparseError, BudgetError
 from autosparse.layers import Layer, total_weights
 from autosparse.masks import Masks
 
 Scores = Mapping[str, Tensor]
-_LARGEST = torch.finfo(torch.float32).max
 
 
 def density_of(sparsity: float) -> float:
@@ -78,7 +77,7 @@ def select(
     layers: Sequence[Layer],
     keep: int,
     *,
-    budget: str = "global",
+    budget: str | Allocation = "global",
     min_layer_density: float = 0.0,
     within: Mapping[str, Tensor] | None = None,
     forced: Mapping[str, Tensor] | None = None,
@@ -88,7 +87,7 @@ def select(
     Args:
         scores: one tensor a layer, of the layer's shape; larger means keep.
         budget: ``global`` compares all weights with one threshold; any other registered rule fixes the count of each
-            layer first and keeps the largest inside it.
+            layer first and keeps the largest inside it. An allocation may be given itself.
         min_layer_density: at least this fraction of every layer is kept.
         within: bool tensors a layer; only these weights may be kept, so that successive selections are nested.
         forced: bool tensors a layer of weights that are kept before all others.
@@ -97,13 +96,8 @@ def select(
         AutoSparseError: a score tensor is missing, misshapen or NaN. BudgetError: the floors need more than ``keep``.
     """
     check_scores(scores, layers)
-    allocate = BUDGETS.get(budget)
-    device = scores[layers[0].name].device
-    # Infinities are kept for weights that may not or must be kept: scores come next to them, never level.
-    flat = {
-        layer.name: scores[layer.name].detach().reshape(-1).to(device, torch.float32).clamp(-_LARGEST, _LARGEST)
-        for layer in layers
-    }
+    allocate = BUDGETS.get(budget) if isinstance(budget, str) else budget
+    flat = _flat(scores, layers)
     capacity = [layer.size for layer in layers]
     if within is not None:
         capacity = [int(within[layer.name].sum()) for layer in layers]
@@ -120,8 +114,7 @@ def select(
             )
         flat = {name: _fill(values, forced[name], math.inf) for name, values in flat.items()}
     if allocate is not None:
-        counts = layer_counts(capacity, allocate(layers, keep / total_weights(layers)) * _sizes(layers), keep)
-        counts = _lift(counts, least)
+        counts = _lift(_allocated(layers, keep, allocate, capacity), least)
         kept = [top_k(flat[layer.name], count) for layer, count in zip(layers, counts, strict=True)]
     else:
         for layer, count in zip(layers, least, strict=True):
@@ -132,12 +125,40 @@ def select(
     return Masks({layer.name: mask.reshape(layer.shape) for layer, mask in zip(layers, kept, strict=True)})
 
 
+def budget_counts(
+    layers: Sequence[Layer], keep: int, budget: str | Allocation, min_layer_density: float = 0.0
+) -> dict[str, int] | None:
+    """How many weights :func:`select` keeps in each layer; ``None`` where that depends on the scores."""
+    allocate = BUDGETS.get(budget) if isinstance(budget, str) else budget
+    if allocate is None:
+        return None
+    capacity = [layer.size for layer in layers]
+    counts = _lift(_allocated(layers, keep, allocate, capacity), floors(layers, min_layer_density, keep))
+    return {layer.name: count for layer, count in zip(layers, counts, strict=True)}
+
+
+def _allocated(layers: Sequence[Layer], keep: int, allocate: Allocation, capacity: Sequence[int]) -> list[int]:
+    sizes = np.array([layer.size for layer in layers], dtype=float)
+    return layer_counts(capacity, allocate(layers, keep / total_weights(layers)) * sizes, keep)
+
+
+def _flat(scores: Scores, layers: Sequence[Layer]) -> dict[str, Tensor]:
+    """Scores of each layer in one row, on one device, in float64 if any of them are and in float32 otherwise.
+
+    Infinities are kept for weights that may not or must be kept: scores come next to them, never level.
+    """
+    device = scores[layers[0].name].device
+    wide = any(scores[layer.name].dtype is torch.float64 for layer in layers)
+    dtype = torch.float64 if wide else torch.float32
+    largest = torch.finfo(dtype).max
+    return {
+        layer.name: scores[layer.name].detach().reshape(-1).to(device, dtype).clamp(-largest, largest)
+        for layer in layers
+    }
+
+
 def _rounded_down(sparsity: float) -> float:
     return math.floor(sparsity * 1e6) / 1e6
-
-
-def _sizes(layers: Sequence[Layer]) -> np.ndarray:
-    return np.array([layer.size for layer in layers], dtype=float)
 
 
 def _fill(values: Tensor, mask: Tensor, value: float) -> Tensor:

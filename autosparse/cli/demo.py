@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,7 @@ from autosparse.report import (
 from autosparse.scorer.dataset import IRPRun, list_runs, read_run
 from autosparse.scorer.fit import FitConfig, FittedScorer, fit_scorer
 from autosparse.scorer.store import save_scorer
-from autosparse.training import ProgressBar, TrainConfig
+from autosparse.training import Callback, ProgressBar, TrainConfig
 
 IRP_SEED = 100
 SEEDS = (0, 1, 2)
@@ -130,10 +131,15 @@ def _train_all(data: ImageData, out: Path, device: torch.device) -> Accuracies:
                 pruning=masks,
                 device=device,
                 resume=True,
-                callbacks=[ProgressBar(f"{name}, seed {seed}", leave=False)],
+                callbacks=partial(_bar, f"{name}, seed {seed}"),
             )
+            assert result.test_accuracy is not None  # they were looked at
             accuracies[name].append(result.test_accuracy)
     return accuracies
+
+
+def _bar(label: str, _: str) -> list[Callback]:
+    return [ProgressBar(label, leave=False)]
 
 
 def _densities(out: Path) -> dict[str, dict[str, float]]:

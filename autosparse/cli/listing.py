@@ -12,7 +12,7 @@ from autosparse.criteria import CRITERIA
 from autosparse.data import list_datasets
 from autosparse.errors import UnknownNameError
 from autosparse.models import list_models
-from autosparse.recipes import RECIPES
+from autosparse.recipes import list_methods, recipe_of
 from autosparse.scorer.store import DEFAULT_SCORER, list_scorers, load_scorer
 
 
@@ -67,7 +67,12 @@ def _criteria() -> list[tuple[str, ...]]:
 
 
 def _methods() -> list[tuple[str, ...]]:
-    return [("name", "criterion", "default budget"), *((n, r.criterion, r.budget) for n, r in RECIPES.items())]
+    rows: list[tuple[str, ...]] = []
+    for name in list_methods():
+        recipe = recipe_of(name)
+        moment = recipe.moment if recipe.budget == "global" else f"{recipe.moment}, {recipe.budget} budget"
+        rows.append((name, moment, f"{recipe.line} {recipe.source}".strip()))
+    return [("name", "when", "what it does, and where it comes from"), *rows]
 
 
 def _scorers() -> list[tuple[str, ...]]:

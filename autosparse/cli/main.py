@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from autosparse.cli import demo, generate, listing, prune, train, train_scorer
+from autosparse.cli import bench, demo, generate, listing, prune, report, show, train, train_scorer
 from autosparse.errors import AutoSparseError
 from autosparse.files import write_errors
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     "with prune, or look at everything at once with demo.",
     epilog="Example:  autosparse prune --model vgg16 --sparsity 0.98 --out runs/vgg16",
 )
-for module in (prune, train, generate, train_scorer, listing, demo):
+for module in (prune, train, generate, train_scorer, bench, report, show, listing, demo):
     module.register(app)
 
 # Typer may bring its own copy of click, whose base error it does not export.
@@ -38,6 +38,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it; Typer returns it too
 _HOW_TO_GO_ON = {
     "generate": "repeat the command with --resume to continue",
     "train": "repeat the command with --resume to continue",
+    "bench": "repeat the command to continue",
     "demo": "repeat the command to continue",
 }
 

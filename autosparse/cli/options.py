@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
 
+from autosparse.arguments import parse_arguments
 from autosparse.data import ImageData, load_data
 from autosparse.errors import AutoSparseError
+from autosparse.scorer.store import DEFAULT_SCORER
+from autosparse.training import Callback, ProgressBar
 
 console = Console()
+
+_SPARSITY = 0.98
 
 # Panels of the help, in the order of their first option.
 IMAGES, TRAINING, RUN = "Images", "Training", "Where and how to run"
@@ -51,6 +57,46 @@ ScoreImagesOption = Annotated[
     int,
     typer.Option(min=1, help="Training images over which initial gradients are averaged.", rich_help_panel=IMAGES),
 ]
+MicroBatchOption = Annotated[
+    int,
+    typer.Option(min=1, help="Images of one backward pass when scoring: fewer need less memory.", rich_help_panel=RUN),
+]
+SparsityOption = Annotated[
+    float | None,
+    typer.Option(help="Fraction of the weights that is removed, from 0 to below 1.", show_default=str(_SPARSITY)),
+]
+MethodArgOption = Annotated[
+    list[str] | None,
+    typer.Option("--method-arg", metavar="KEY=VALUE", help="Option of the method, such as rounds=50. Repeatable."),
+]
+ScorerOption = Annotated[
+    str | None,
+    typer.Option(
+        help="For autos: a pretrained scorer (see 'autosparse list scorers') or a .safetensors file.",
+        show_default=DEFAULT_SCORER,
+    ),
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="global (one threshold for the network), uniform or erk (fixed layer densities), or like:METHOD (the "
+        "layer densities of another method).",
+        show_default="the method's own",
+    ),
+]
+GranularityOption = Annotated[
+    str, typer.Option(help="weights, or N:M such as 2:4 (N of every M input channels are kept).")
+]
+MinLayerDensityOption = Annotated[float, typer.Option(help="Every layer keeps at least this fraction.")]
+KeepConnectedOption = Annotated[
+    bool, typer.Option("--keep-connected", help="Every layer keeps a weight on a path from input to output.")
+]
+SanityOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Sanity check: shuffle (the mask within layers), reinit (new initial weights) or invert (the scores)."
+    ),
+]
 DeviceOption = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto (the first accelerator).", rich_help_panel=RUN)
 ]
@@ -61,6 +107,16 @@ def help_text(command: Callable[..., None]) -> str:
     """The docstring with every paragraph on one line: the help wraps it to the terminal's width."""
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def default_sparsity(given: float | None, granularity: str) -> float | None:
+    """The sparsity that was asked for; without one 0.98, or what an N:M granularity fixes."""
+    return _SPARSITY if given is None and granularity == "weights" else given
+
+
+def parse_method_args(items: list[str] | None) -> dict[str, Any]:
+    """``["rounds=50"]`` as ``{"rounds": 50}``."""
+    return parse_arguments(items or [], "method", "rounds=50")
 
 
 def resolve_device(text: str) -> torch.device:
@@ -82,3 +138,19 @@ def load_images(
     dataset: str, data_dir: Path, image_size: int | None, split_seed: int, device: torch.device
 ) -> ImageData:
     return load_data(dataset, data_dir=data_dir, image_size=image_size, seed=split_seed, device=device)
+
+
+@contextmanager
+def closing_bars() -> Iterator[Callable[[str], list[Callback]]]:
+    """From what is trained to a progress bar; all are closed at the end, lest an error stand behind half a bar."""
+    bars: list[ProgressBar] = []
+
+    def begin(what: str) -> list[Callback]:
+        bars.append(ProgressBar(what, leave=False))
+        return [bars[-1]]
+
+    try:
+        yield begin
+    finally:
+        for bar in bars:
+            bar.close()

@@ -10,25 +10,36 @@ from rich.table import Table
 
 from autosparse.cli.options import (
     RUN,
+    BudgetOption,
     DataDirOption,
     DatasetOption,
     DeviceOption,
     ForceOption,
+    GranularityOption,
     ImageSizeOption,
+    KeepConnectedOption,
+    MethodArgOption,
+    MicroBatchOption,
+    MinLayerDensityOption,
     ModelArgOption,
     ModelOption,
+    SanityOption,
     ScoreImagesOption,
+    ScorerOption,
+    SparsityOption,
     SplitSeedOption,
     console,
+    default_sparsity,
     help_text,
     load_images,
+    parse_method_args,
     resolve_device,
 )
 from autosparse.experiment import Network, PruneSettings, prune_to_folder
 from autosparse.files import require_absent
 from autosparse.models import parse_model_args
-from autosparse.pruning import PruneSummary, check_request
-from autosparse.scorer.store import DEFAULT_SCORER, load_scorer
+from autosparse.pruning import SCORE_BATCH, PruneSummary
+from autosparse.scorer.store import load_scorer
 
 
 def register(app: typer.Typer) -> None:
@@ -39,30 +50,23 @@ def prune_command(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     model: ModelOption = "vgg16",
     model_arg: ModelArgOption = None,
-    sparsity: Annotated[float, typer.Option(help="Fraction of the weights that is removed, from 0 to below 1.")] = 0.98,
+    sparsity: SparsityOption = None,
     method: Annotated[
-        str, typer.Option(help="autos, snip, magnitude or random; see 'autosparse list methods'.")
+        str,
+        typer.Option(
+            help="A method that prunes at initialisation ('autosparse list methods'), or your package.module:function."
+        ),
     ] = "autos",
-    scorer: Annotated[
-        str | None,
-        typer.Option(
-            help="For autos: a pretrained scorer (see 'autosparse list scorers') or a .safetensors file.",
-            show_default=DEFAULT_SCORER,
-        ),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="global (one threshold for the network), uniform or erk (fixed layer densities).",
-            show_default="the method's own",
-        ),
-    ] = None,
-    min_layer_density: Annotated[float, typer.Option(help="Every layer keeps at least this fraction.")] = 0.0,
-    keep_connected: Annotated[
-        bool, typer.Option("--keep-connected", help="Every layer keeps a weight on a path from input to output.")
-    ] = False,
+    method_arg: MethodArgOption = None,
+    scorer: ScorerOption = None,
+    budget: BudgetOption = None,
+    granularity: GranularityOption = "weights",
+    min_layer_density: MinLayerDensityOption = 0.0,
+    keep_connected: KeepConnectedOption = False,
+    sanity: SanityOption = None,
     dataset: DatasetOption = "digits",
     score_images: ScoreImagesOption = 1280,
+    micro_batch: MicroBatchOption = SCORE_BATCH,
     image_size: ImageSizeOption = None,
     split_seed: SplitSeedOption = 0,
     data_dir: DataDirOption = Path("data"),
@@ -77,8 +81,20 @@ def prune_command(
     Writes masks.safetensors, init.safetensors (the initial state), summary.json and layers.png.
     Exactly round((1 - sparsity) * N) of the N weights of convolutions and linear layers are kept.
     """
-    settings = PruneSettings(sparsity, method, scorer, budget, min_layer_density, keep_connected, score_images)
-    check_request(method, budget, sparsity, min_layer_density)
+    settings = PruneSettings(
+        sparsity=default_sparsity(sparsity, granularity),
+        method=method,
+        options=parse_method_args(method_arg),
+        budget=budget,
+        granularity=granularity,
+        min_layer_density=min_layer_density,
+        keep_connected=keep_connected,
+        sanity=sanity,
+        scorer=scorer,
+        score_images=score_images,
+        micro_batch=micro_batch,
+    )
+    settings.check()
     if scorer is not None:
         load_scorer(scorer)
     require_absent(out, force)
@@ -93,7 +109,9 @@ def prune_command(
     by = f"{summary.method} (scorer {summary.scorer})" if summary.scorer else summary.method
     console.print(
         f"{model}: kept {summary.kept:,} of {summary.total:,} weights ({summary.density:.4%}) by {by}, "
-        f"{summary.budget} budget, in {summary.seconds:.1f} s\nwrote {out}\n"
+        + ("" if summary.granularity != "weights" else f"{summary.budget} budget, ")
+        + (f"sanity check {summary.sanity}, " if summary.sanity else "")
+        + f"in {summary.seconds:.1f} s\nwrote {out}\n"
         f"next: autosparse train --masks {out} --epochs 10 --out {out}-trained",
         highlight=False,
         soft_wrap=True,

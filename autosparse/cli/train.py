@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -13,20 +12,34 @@ from autosparse.cli.options import (
     IMAGES,
     RUN,
     TRAINING,
+    BudgetOption,
     DataDirOption,
     DeviceOption,
     ForceOption,
+    GranularityOption,
+    KeepConnectedOption,
+    MethodArgOption,
+    MicroBatchOption,
+    MinLayerDensityOption,
     ModelArgOption,
+    SanityOption,
+    ScoreImagesOption,
+    ScorerOption,
+    SparsityOption,
     SplitSeedOption,
+    closing_bars,
     console,
+    default_sparsity,
     help_text,
     load_images,
+    parse_method_args,
     resolve_device,
 )
 from autosparse.errors import AutoSparseError
-from autosparse.experiment import Network, read_pruning, train_to_folder
+from autosparse.experiment import Network, PruneSettings, read_pruning, train_to_folder
 from autosparse.models import parse_model_args
-from autosparse.training import ProgressBar, TrainConfig
+from autosparse.pruning import SCORE_BATCH
+from autosparse.training import TrainConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +50,18 @@ def train_command(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     masks: Annotated[Path | None, typer.Option(help="Folder of 'autosparse prune': train that pruned network.")] = None,
     dense: Annotated[bool, typer.Option("--dense", help="Train the dense network instead.")] = False,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Prune by this method, whenever it prunes: before, while or after training, or in rounds."),
+    ] = None,
+    sparsity: SparsityOption = None,
+    method_arg: MethodArgOption = None,
+    scorer: ScorerOption = None,
+    budget: BudgetOption = None,
+    granularity: GranularityOption = "weights",
+    min_layer_density: MinLayerDensityOption = 0.0,
+    keep_connected: KeepConnectedOption = False,
+    sanity: SanityOption = None,
     model: Annotated[
         str | None,
         typer.Option(help="Network, as for prune.", show_default="the one the masks were made for, or vgg16"),
@@ -70,15 +95,17 @@ def train_command(
         int | None,
         typer.Option(help="Pixels a side.", show_default="as for the masks, or the set's own", rich_help_panel=IMAGES),
     ] = None,
+    score_images: ScoreImagesOption = 1280,
     split_seed: SplitSeedOption = 0,
     data_dir: DataDirOption = Path("data"),
     seed: Annotated[
         int,
         typer.Option(
-            help="Fixes data order and augmentation; with --dense also the initial weights.", rich_help_panel=RUN
+            help="Fixes data order and augmentation; without --masks also the initial weights.", rich_help_panel=RUN
         ),
     ] = 0,
     device: DeviceOption = "auto",
+    micro_batch: MicroBatchOption = SCORE_BATCH,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an unfinished training (or start one).", rich_help_panel=RUN)
     ] = False,
@@ -86,12 +113,32 @@ def train_command(
 ) -> None:
     """Train a pruned network, its removed weights held at zero, or a dense one for comparison.
 
-    Writes log.jsonl, model.safetensors, curve.png and summary.json with the test accuracy of the last epoch.
+    The network has been pruned before (--masks), or is pruned here by any method (--method), such as those that prune
+    while the network trains.
+
+    Writes log.jsonl, model.safetensors, masks.safetensors, curve.png and summary.json with the test accuracy of the
+    last epoch.
     Until then its state and log are in OUT.work: a killed or interrupted training goes on with --resume and ends
     bit-equal.
     """
-    if dense == (masks is not None):
-        raise AutoSparseError("give either --masks DIR (of 'autosparse prune') or --dense")
+    if (masks is not None) + dense + (method is not None) != 1:
+        raise AutoSparseError("give either --masks DIR (of 'autosparse prune'), --method NAME or --dense")
+    settings = None
+    if method is not None:
+        settings = PruneSettings(
+            sparsity=default_sparsity(sparsity, granularity),
+            method=method,
+            options=parse_method_args(method_arg),
+            budget=budget,
+            granularity=granularity,
+            min_layer_density=min_layer_density,
+            keep_connected=keep_connected,
+            sanity=sanity,
+            scorer=scorer,
+            score_images=score_images,
+            micro_batch=micro_batch,
+        )
+        settings.check(at_init=False)
     config = TrainConfig(
         epochs=epochs,
         batch_size=batch_size,
@@ -116,7 +163,7 @@ def train_command(
     model, dataset = model or "vgg16", dataset or "digits"
     data = load_images(dataset, data_dir, image_size, split_seed, where)
     network = Network(model, arguments, data.num_classes, data.channels, initial_seed)
-    with closing(ProgressBar("train", leave=False)) as bar:  # a failure must not leave its message behind half a bar
+    with closing_bars() as bars:
         result = train_to_folder(
             network,
             data,
@@ -124,16 +171,19 @@ def train_command(
             out,
             dataset=dataset,
             pruning=masks,
+            settings=settings,
             device=where,
             resume=resume,
             force=force,
-            callbacks=[bar],
+            callbacks=bars,
         )
     if os.environ.get("RANK", "0") != "0":  # torchrun: the first process speaks for all
         return
     validation = result.summary["val_accuracy"]
+    kept = result.summary["pruned"]
+    pruned = f", {kept['kept']:,} of {kept['total']:,} weights ({kept['density']:.4%}) kept" if kept else ""
     console.print(
-        f"{model}: test accuracy {result.test_accuracy:.2%} after {epochs} epochs"
+        f"{model}{pruned}: test accuracy {result.test_accuracy:.2%} after {epochs} epochs"
         + ("" if validation is None else f" (validation {validation:.2%})")
         + f", {result.summary['seconds']:.0f} s\nwrote {out}",
         highlight=False,

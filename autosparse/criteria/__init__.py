@@ -1,22 +1,27 @@
-"""What is important: criteria give every prunable weight a score, larger means keep."""
+"""What is important: criteria give every prunable weight a score, larger means keep.
 
-from autosparse.criteria import autos, magnitude, random, snip
-from autosparse.criteria.base import CRITERIA, Criterion, Scores, criterion, list_criteria, score
+Every module of this package is imported here, so that a new criterion is one new file.
+"""
+
+import importlib
+import pkgutil
+
+from autosparse.criteria.base import CRITERIA, INGREDIENTS, Criterion, Scores, criterion, list_criteria, score
 from autosparse.criteria.gradients import Batches, LossFn, mean_gradient, untouched
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "CRITERIA",
+    "INGREDIENTS",
     "Batches",
     "Criterion",
     "LossFn",
     "Scores",
-    "autos",
     "criterion",
     "list_criteria",
-    "magnitude",
     "mean_gradient",
-    "random",
     "score",
-    "snip",
     "untouched",
 ]

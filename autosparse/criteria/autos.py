@@ -1,20 +1,20 @@
-from torch import nn
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 
 from autosparse.criteria.base import Scores, criterion
-from autosparse.criteria.gradients import Batches, LossFn, mean_gradient
 from autosparse.features import NetworkFeatures
 from autosparse.layers import layers_of, prunable
 from autosparse.scorer.network import Scorer
 
 
 @criterion("autos", paper="Liu et al. 2024, arXiv 2408.14757 (AutoSparse)")
-def autos(model: nn.Module, batches: Batches, loss_fn: LossFn, scorer: Scorer) -> Scores:
+def autos(model: nn.Module, gradients: Mapping[str, Tensor], scorer: Scorer) -> Scores:
     """Survival in iterative rewind pruning, predicted from initial features by a learned scorer.
 
     Scores are the scorer's logits: the order of the predicted survivals, without the ties that a float32 sigmoid
     makes near 1.
     """
-    gradients = mean_gradient(model, batches, loss_fn)
     layers = layers_of(model)
     features = NetworkFeatures(scorer.feature_set, layers, prunable(model), gradients)
     return {layer.name: scorer.score(features.layer(layer)).to(gradients[layer.name].device) for layer in layers}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from autosparse.arguments import parse_arguments
 from autosparse.errors import AutoSparseError
 
 # Importing a file of networks enters them into the registry.
@@ -70,30 +70,10 @@ def seeded_model(
 def parse_model_args(args: Iterable[str]) -> dict[str, Any]:
     """Options of :func:`create_model` from ``key=value`` texts.
 
-    Values are Python literals (``0.5``, ``True``, ``(1, 2)``, ``None``) or, failing that, plain strings.
-
-    Raises:
-        AutoSparseError: no ``=``, a key that is no identifier, given twice, or set by other means (``num_classes``).
+    Values and errors are those of :func:`~autosparse.arguments.parse_arguments`; what follows from the data
+    (``num_classes``) is reserved.
     """
-    parsed: dict[str, Any] = {}
-    for text in args:
-        key, equals, value = text.partition("=")
-        key = key.strip()
-        if not equals or not key.isidentifier():
-            raise AutoSparseError(f"model argument '{text}' is not of the form key=value, such as width=0.5")
-        if key in _RESERVED:
-            raise AutoSparseError(f"model argument '{text}': '{key}' follows from the other options; remove it")
-        if key in parsed:
-            raise AutoSparseError(f"model argument '{key}' is given twice; keep one")
-        parsed[key] = _literal_or_text(value.strip())
-    return parsed
-
-
-def _literal_or_text(value: str) -> Any:
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return value
+    return parse_arguments(args, "model", "width=0.5", _RESERVED)
 
 
 def _check_count(name: str, value: int) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import textwrap
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,22 +23,56 @@ _TITLE_CHARACTERS = 72
 _LABEL_CHARACTERS = 22
 
 
+Dash = str | tuple[int, tuple[float, ...]]
+_DASHED: Dash = (0, (5, 1.6))
+_DOTTED: Dash = (0, (1.2, 1.4))
+_MIXED: Dash = (0, (6, 1.5, 1.2, 1.5))
+
+
 @dataclass(frozen=True)
 class MethodStyle:
-    """How one method looks in all figures."""
+    """How one method looks in all figures; ``dash`` is a line style of matplotlib."""
 
     colour: str
     marker: str
+    dash: Dash = "-"
 
 
-# Okabe and Ito's colour-blind-safe set, two of Tol's muted set, and two greys for the references. Markers repeat the
-# distinction for print without colour.
+# Okabe and Ito's colour-blind-safe set with Tol's muted one, and two greys for the references. There are more methods
+# than hues that everyone can tell apart, so a family shares a hue, and marker and dash tell its members (and prints
+# without colour) apart.
 _KNOWN = {
-    "autos": MethodStyle("#d55e00", "o"),
-    "snip": MethodStyle("#0072b2", "s"),
-    "magnitude": MethodStyle("#009e73", "^"),
-    "random": MethodStyle("#8c8c8c", "D"),
     "dense": MethodStyle(INK, "P"),
+    "random": MethodStyle("#8c8c8c", "D"),
+    "magnitude": MethodStyle("#009e73", "^"),
+    "magnitude-after-training": MethodStyle("#009e73", "v", _DASHED),
+    # learned masks
+    "autos": MethodStyle("#d55e00", "o"),
+    "cts": MethodStyle("#a63603", "*", _DASHED),
+    # sensitivity of the loss
+    "snip": MethodStyle("#0072b2", "s"),
+    "iter-snip": MethodStyle("#3d94cc", "D", _DASHED),
+    "force": MethodStyle("#1f4e79", "<", _MIXED),
+    "prospr": MethodStyle("#56b4e9", "*"),
+    "sbp-sr": MethodStyle("#2b7bba", "h", _DOTTED),
+    # gradient flow
+    "grasp": MethodStyle("#aa4499", "p"),
+    "crop": MethodStyle("#cc79a7", "s"),
+    "cropit": MethodStyle("#882255", "^", _DASHED),
+    "earlycrop": MethodStyle("#661144", "X", _MIXED),
+    # paths, without images
+    "synflow": MethodStyle("#e69f00", "v"),
+    "phew": MethodStyle("#b37700", "d", _DASHED),
+    "npb": MethodStyle("#997700", "h", _MIXED),
+    # sparse training
+    "rigl": MethodStyle("#332288", "o"),
+    "set": MethodStyle("#44aa99", ">"),
+    "gmp": MethodStyle("#117733", "s", _MIXED),
+    "granet": MethodStyle("#332288", "d", _DASHED),
+    "granet-sparse": MethodStyle("#6655bb", "X", _DOTTED),
+    # dense training first
+    "ltr": MethodStyle("#661100", "p"),
+    "sap": MethodStyle("#999933", "*", _DASHED),
 }
 _OTHERS = (
     MethodStyle("#aa4499", "v"),
@@ -66,6 +100,29 @@ def method_styles(names: Iterable[str]) -> dict[str, MethodStyle]:
         if styles[name] in free:
             free.remove(styles[name])
     return {name: styles[name] for name in names}
+
+
+# For further uses of one method in a figure: its colour with another marker and dash.
+_VARIANTS: tuple[tuple[str, Dash], ...] = (("o", _DASHED), ("v", _DOTTED), ("X", _MIXED), ("d", "-"))
+
+
+def label_styles(methods: Mapping[str, str]) -> dict[str, MethodStyle]:
+    """A style for each label (label -> method): the method's own for the first of its labels, in order.
+
+    Further labels of a method keep its colour and take another marker and dash.
+    """
+    known = method_styles(methods.values())
+    uses: dict[str, int] = {}
+    styles = {}
+    for label, method in methods.items():
+        use = uses[method] = uses.get(method, -1) + 1
+        style = known[method]
+        if use:
+            others = [(marker, dash) for marker, dash in _VARIANTS if marker != style.marker]
+            marker, dash = others[(use - 1) % len(others)]
+            style = replace(style, marker=marker, dash=dash)
+        styles[label] = style
+    return styles
 
 
 def percent(fraction: float) -> str:

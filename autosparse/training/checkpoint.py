@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autosparse.errors import FileFormatError
 from autosparse.files import load_tensors, save_tensors
+from autosparse.triggers.base import MaskSchedule, named
 
 _KIND = "checkpoint"
 _STATE_KIND = "state"
@@ -43,25 +44,38 @@ def load_into(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> No
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, metadata: Mapping[str, Any]
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    metadata: Mapping[str, Any],
+    schedule: MaskSchedule | None = None,
 ) -> None:
-    """Write model and optimizer state with JSON metadata, atomically."""
+    """Write model and optimizer state, and that of a schedule of masks, with JSON metadata, atomically."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, entries in optimizer.state_dict()["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{key}"] = value
+    if schedule is not None:
+        tensors |= {f"schedule.{name}": value for name, value in schedule.tensors().items()}
+        metadata = {**metadata, "schedule": schedule.facts()}
     save_tensors(path, _KIND, tensors, metadata)
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore :func:`save_checkpoint`'s file and return its metadata."""
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: MaskSchedule | None = None
+) -> dict[str, Any]:
+    """Restore :func:`save_checkpoint`'s file and return its metadata.
+
+    A file that was written without a schedule leaves ``schedule`` as it is.
+    """
     tensors, metadata = load_tensors(path, _KIND)
-    load_into(path, model, {name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+    load_into(path, model, named(tensors, "model."))
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = value
+    for name, value in named(tensors, "optimizer.").items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if schedule is not None and "schedule" in metadata:
+        schedule.restore(model, named(tensors, "schedule."), metadata["schedule"])
     return metadata

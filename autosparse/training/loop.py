@@ -25,6 +25,7 @@ from autosparse.training.checkpoint import load_checkpoint, save_checkpoint
 from autosparse.training.config import TrainConfig
 from autosparse.training.evaluation import evaluate
 from autosparse.training.precision import autocast, resolve_precision
+from autosparse.triggers.base import HeldMasks, MaskSchedule
 
 _CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the accelerator
 
@@ -50,6 +51,7 @@ def train(
     config: TrainConfig,
     *,
     masks: Masks | None = None,
+    schedule: MaskSchedule | None = None,
     device: torch.device | str | None = None,
     checkpoint: Path | None = None,
     identity: dict[str, Any] | None = None,
@@ -66,7 +68,8 @@ def train(
     Under torchrun or ``accelerate launch`` every process takes its share of each batch; the first one writes.
 
     Args:
-        masks: weights that are held at exactly zero.
+        masks: which weights are kept; the others are held at exactly zero.
+        schedule: masks that change on the way, instead of ``masks``. In the end it has the last ones.
         device: where to train; by default where the model is.
         checkpoint: a file that receives the state after every epoch and, when it exists, is continued from.
         identity: JSON-able facts that must agree between a checkpoint and the run that continues it.
@@ -74,10 +77,13 @@ def train(
         start_step, stop_step: train only the steps from ``start_step`` up to ``stop_step`` of the whole schedule.
 
     Raises:
-        DivergedError: the loss is no longer finite. AutoSparseError: fewer images than one batch.
+        DivergedError: the loss is no longer finite. AutoSparseError: fewer images than one batch. ValueError: both
+        masks and a schedule.
     """
     from accelerate import Accelerator
 
+    if masks is not None and schedule is not None:
+        raise ValueError("give masks or a schedule of masks, not both")
     device = torch.device(device) if device is not None else next(model.parameters()).device
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
     if config.batch_size % accelerator.num_processes:
@@ -97,13 +103,16 @@ def train(
         )
     window = range(start_step, min(per_epoch * config.epochs, stop_step if stop_step is not None else sys.maxsize))
     steps = {"start_step": start_step, "stop_step": stop_step}
-    identity = {**asdict(config), "precision": precision, **steps, **(identity or {})}
-    history = _resume(checkpoint, model, optimizer, identity)
-    if masks is not None:
-        masks.hold(model, optimizer)
+    pruning = {} if schedule is None else {"mask_schedule": schedule.identity}
+    identity = {**asdict(config), "precision": precision, **steps, **pruning, **(identity or {})}
+    history = _resume(checkpoint, model, optimizer, schedule, identity)
+    held = HeldMasks(model, optimizer, schedule)
+    if schedule is not None and not history:
+        schedule.start(model)
+    held.hold(masks if schedule is None else schedule.masks)
     # The model is where the caller wants it; moving it to the first accelerator is not asked for.
     module, stepper = accelerator.prepare(model, optimizer, device_placement=[False, False])
-    run = _Run(module, stepper, accelerator, data, config, precision, device, callbacks, per_epoch, window)
+    run = _Run(module, stepper, held, accelerator, data, config, precision, device, callbacks, per_epoch, window)
     main = accelerator.is_main_process
     for epoch in range(history[-1].epoch + 1 if history else 0, config.epochs):
         if not run.steps_of(epoch):
@@ -116,7 +125,7 @@ def train(
         )
         if main and checkpoint is not None:
             metadata = {"identity": identity, "history": [record.as_dict() for record in history]}
-            save_checkpoint(checkpoint, model, optimizer, metadata)
+            save_checkpoint(checkpoint, model, optimizer, metadata, schedule)
         if main:
             for callback in callbacks:
                 callback.on_epoch(history)
@@ -129,6 +138,7 @@ class _Run:
 
     module: nn.Module
     optimizer: Any  # accelerate's wrapper around an optimizer
+    held: HeldMasks
     accelerator: Any
     data: ImageData
     config: TrainConfig
@@ -185,6 +195,7 @@ class _Run:
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.optimizer.step()
+        self.held.after_step(step + 1)
         if self.accelerator.is_main_process:
             for callback in self.callbacks:
                 callback.on_step(step + 1, self.window.stop)
@@ -199,11 +210,15 @@ class _Run:
 
 
 def _resume(
-    checkpoint: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+    checkpoint: Path | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: MaskSchedule | None,
+    identity: dict[str, Any],
 ) -> list[EpochRecord]:
     if checkpoint is None or not checkpoint.exists():
         return []
-    metadata = load_checkpoint(checkpoint, model, optimizer)
+    metadata = load_checkpoint(checkpoint, model, optimizer, schedule)
     check_identity(checkpoint, metadata.get("identity", {}), identity)
     return [EpochRecord(**record) for record in metadata["history"]]
 

@@ -1,0 +1,130 @@
+"""How long a benchmark will take, from a few timed steps of training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from autosparse.bench.cells import Cell, digest
+from autosparse.bench.images import images_of
+from autosparse.experiment import Network
+from autosparse.training import Callback, train
+
+#: ``trainings_of(method, options, density)``: how many trainings of the grid's length a method costs.
+TrainingsOf = Callable[[str, Mapping[str, Any], float], float]
+
+_WARM_UP, _STEPS, _SECONDS = 2, 12, 5.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cells that differ in density and seed alone. ``seconds`` is for all of them, one after another."""
+
+    model: str
+    dataset: str
+    label: str
+    densities: tuple[float, ...]
+    seeds: tuple[int, ...]
+    trainings: float
+    seconds: float
+
+
+def plan(
+    cells: Sequence[Cell], *, data_dir: Path, device: str, threads: int, trainings_of: TrainingsOf
+) -> Iterator[Row]:
+    """A row for each network, data set and method of ``cells``, with the time that its trainings will take."""
+    durations: dict[str, float] = {}
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        facts = replace(cell, seed=0, density=1.0).facts
+        groups.setdefault(digest({**facts, "label": cell.label}), []).append(cell)
+    with _threads(threads):
+        for group in groups.values():
+            first = group[0]
+            key = digest({name: first.facts[name] for name in _TIMED})
+            if key not in durations:
+                durations[key] = training_seconds(first, data_dir=data_dir, device=device)
+            trainings = _trainings(group, trainings_of)
+            arguments = "".join(f" {name}={value}" for name, value in first.model_args.items())
+            yield Row(
+                model=first.model + arguments,
+                dataset=first.dataset,
+                label=first.label,
+                densities=tuple(dict.fromkeys(cell.density for cell in group)),
+                seeds=tuple(dict.fromkeys(cell.seed for cell in group)),
+                trainings=trainings,
+                seconds=trainings * durations[key],
+            )
+
+
+_TIMED = ("model", "model_args", "dataset", "image_size", "split_seed", "train")
+
+
+def _trainings(group: Sequence[Cell], trainings_of: TrainingsOf) -> float:
+    """Trainings of the cells of a row, and of their candidates, which are shared by the seeds."""
+    count = 0.0
+    for cell in group:
+        count += trainings_of(cell.method, cell.options, cell.density)
+    for cell in {cell.density: cell for cell in group if cell.choose}.values():
+        count += sum(trainings_of(cell.method, {**cell.options, **c}, cell.density) for c in cell.candidates())
+    return count
+
+
+def training_seconds(cell: Cell, *, data_dir: Path, device: str) -> float:
+    """Seconds that a training with the settings of ``cell`` will take, from a few steps of it.
+
+    Scoring is not counted. Validation after each epoch and the test count as forward passes, a third of a step.
+    """
+    data = images_of(cell, data_dir, device)
+    config = cell.train_config
+    network = Network(cell.model, dict(cell.model_args), data.num_classes, data.channels, cell.seed)
+    watch = _Stopwatch(device)
+    model = network.build().to(device)
+    longest = replace(config, epochs=_WARM_UP + _STEPS + 1)  # of one step at least
+    with suppress(_EnoughError):
+        train(model, data, longest, device=device, callbacks=[watch], validate=False)
+    per_epoch = len(data.train) // config.batch_size
+    forward = len(data.val) / config.batch_size / 3
+    return watch.step_seconds * config.epochs * (per_epoch + forward)
+
+
+class _EnoughError(Exception):
+    """Ends a training that was begun to be timed."""
+
+
+class _Stopwatch(Callback):
+    """Times steps; after the warm-up it stops the training when it has seen enough."""
+
+    def __init__(self, device: str) -> None:
+        self._device = torch.device(device)
+        self._times: list[float] = []
+
+    def on_step(self, step: int, steps: int) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._times.append(time.perf_counter())
+        timed = len(self._times) - _WARM_UP - 1
+        if timed >= _STEPS or (timed > 0 and self._times[-1] - self._times[_WARM_UP] > _SECONDS):
+            raise _EnoughError
+
+    @property
+    def step_seconds(self) -> float:
+        steps = [end - begin for begin, end in zip(self._times, self._times[1:], strict=False)]
+        return median(steps[_WARM_UP:] or steps or [0.0])
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

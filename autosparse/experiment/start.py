@@ -1,0 +1,263 @@
+"""Where a training begins: masks or a schedule of them, the state to start from, and what led there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autosparse.budget import density_of, keep_count
+from autosparse.choose import Choice, choose
+from autosparse.collapse import problems_of
+from autosparse.criteria import CRITERIA, score
+from autosparse.data import ImageData
+from autosparse.errors import FileFormatError
+from autosparse.experiment.network import Network, PruneSettings
+from autosparse.experiment.pruned import prune_to_folder, read_pruning, write_pruning
+from autosparse.granularity import parse_granularity
+from autosparse.layers import layers_of, total_weights
+from autosparse.masks import Masks
+from autosparse.measure import measured
+from autosparse.pruning import layer_summaries, score_batches
+from autosparse.recipes import Recipe, recipe_of
+from autosparse.rewinding import AfterTrainingPruner, Rewinder, Ticket
+from autosparse.sanity import shuffled
+from autosparse.seeding import derive_seed, generator
+from autosparse.training import Callback, TrainConfig, load_state
+from autosparse.triggers.base import MaskSchedule, Target
+from autosparse.triggers.gradient_flow import GradientFlow
+from autosparse.triggers.init import AtInit
+from autosparse.triggers.prune_regrow import PruneAndRegrow
+from autosparse.triggers.rounds import AfterTraining, PQRewinding, Rewinding
+
+_OUTCOME = ("total", "kept", "density", "connected", "warnings", "layers", "seconds", "peak_bytes")
+
+
+@dataclass(frozen=True)
+class Known:
+    """Results of earlier work that a method may use instead of doing it again.
+
+    Args:
+        gradients: initial gradients over the scoring images.
+        trained: the state in which dense training ended, and ``trained_seconds`` how long that took.
+        rounds: a folder in which rounds of training and pruning are kept for all densities.
+    """
+
+    gradients: Mapping[str, Tensor] | None = None
+    trained: Mapping[str, Tensor] | None = None
+    trained_seconds: float = 0.0
+    rounds: Path | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins.
+
+    Args:
+        identity: what the pruning is, in JSON-able facts that tell one from another.
+        outcome: what it did: counts, layers, seconds and so on; nothing while a schedule has not run.
+    """
+
+    config: TrainConfig
+    masks: Masks | None = None
+    schedule: MaskSchedule | None = None
+    step: int = 0
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    outcome: Mapping[str, Any] = field(default_factory=dict)
+
+
+def start_from_folder(model: nn.Module, pruning: Path, config: TrainConfig) -> Start:
+    """Put ``model`` into the state that ``pruning`` holds; how it is trained from there."""
+    summary = read_pruning(pruning)
+    masks = Masks.load(pruning / "masks.safetensors")
+    masks.check(model)
+    load_state(pruning / "init.safetensors", model)
+    facts = ("method", "budget", "scorer", "sparsity", "kept", "total", "density")
+    begin = summary.get("start", {})
+    try:
+        config = replace(config, **begin.get("train", {}))
+        step = int(begin.get("step", 0))
+    except (AttributeError, TypeError, ValueError):
+        raise FileFormatError(
+            f"{pruning / 'summary.json'} is damaged: 'start' is {begin!r}; remake the folder"
+        ) from None
+    outcome = {key: summary.get(key) for key in (*_OUTCOME, "rounds")}
+    return Start(config, masks, None, step, {key: summary[key] for key in facts}, outcome)
+
+
+def start_by_method(
+    model: nn.Module,
+    network: Network,
+    data: ImageData,
+    settings: PruneSettings,
+    config: TrainConfig,
+    work: Path,
+    *,
+    dataset: str,
+    device: torch.device,
+    known: Known,
+    callbacks: Callable[[str], list[Callback]],
+) -> Start:
+    """Where ``settings.method`` begins the training of ``model``, which is freshly built from ``network``.
+
+    What is pruned before the training is kept in ``work``, and read from there when the run continues.
+    """
+    recipe, own = recipe_of(settings.method).with_options(settings.options or {})
+    if isinstance(recipe.when, PruneAndRegrow | GradientFlow):
+        return Start(config, schedule=_schedule(model, data, recipe, own, settings, config, network.seed))
+    folder = work / "pruning"
+    if not folder.exists():
+        if isinstance(recipe.when, AtInit):
+            prune_to_folder(network, data, settings, folder, dataset=dataset, device=device, gradients=known.gradients)
+        else:
+            prune = partial(_ticket, recipe.when, network, data, settings, config, known, work, device, callbacks)
+            _ticket_to_folder(prune, network, data, settings, folder, dataset, device, recipe, known.trained_seconds)
+    return start_from_folder(model, folder, config)
+
+
+def _schedule(
+    model: nn.Module,
+    data: ImageData,
+    recipe: Recipe,
+    own: Mapping[str, Any],
+    settings: PruneSettings,
+    config: TrainConfig,
+    seed: int,
+) -> MaskSchedule:
+    per_epoch = len(data.train) // config.batch_size
+    layers, blocks = layers_of(model), parse_granularity(settings.granularity)
+    density = density_of(settings.sparsity or 0.0)
+    if blocks is not None:
+        density = sum(blocks.counts(layers).values()) / total_weights(layers)
+    target = Target(layers, density, per_epoch * config.epochs, per_epoch, seed)
+    budget, floor = settings.budget or recipe.budget, settings.min_layer_density
+    given: dict[str, Any] = {"generator": generator(seed, "random scores"), "loss_fn": F.cross_entropy}
+    if CRITERIA.get(recipe.criterion).needs_data:
+        given["batches"] = score_batches(data, seed=seed, images=settings.score_images, size=settings.micro_batch)
+    if isinstance(recipe.when, PruneAndRegrow):
+
+        def scores(network: nn.Module) -> Mapping[str, Tensor]:
+            return score(recipe.criterion, network, options=own, **given)
+
+        return recipe.when.schedule(target, scores=scores, budget=budget, min_layer_density=floor)
+    assert isinstance(recipe.when, GradientFlow)
+    choice = Choice(recipe.criterion, own, recipe.rounds, budget, blocks, floor, settings.sanity == "invert")
+
+    def prune_now(network: nn.Module, density: float) -> Masks:
+        masks, _ = choose(network, choice, target.count(density), **given)
+        if settings.sanity == "shuffle":
+            masks = shuffled(masks, layers, blocks, generator(seed, "shuffled masks"))
+        return masks
+
+    return recipe.when.schedule(target, prune_now=prune_now)
+
+
+def _ticket(
+    when: Rewinding | PQRewinding | AfterTraining,
+    network: Network,
+    data: ImageData,
+    settings: PruneSettings,
+    config: TrainConfig,
+    known: Known,
+    work: Path,
+    device: torch.device,
+    callbacks: Callable[[str], list[Callback]],
+    keep: int,
+) -> Ticket:
+    model = network.build().to(device)
+    batches = partial(score_batches, data, seed=network.seed, images=settings.score_images, size=settings.micro_batch)
+    folder = known.rounds or work / "rounds"
+    identity = (
+        {"score_images": settings.score_images}
+        if CRITERIA.get(getattr(when, "criterion", "magnitude")).needs_data
+        else {}
+    )
+    if isinstance(when, AfterTraining):
+        return AfterTrainingPruner(
+            model,
+            data,
+            when,
+            config,
+            folder,
+            trained=known.trained,
+            identity=identity,
+            batches=batches,
+            device=device,
+            callbacks=callbacks("dense"),
+        ).ticket(keep)
+    return Rewinder(
+        model,
+        data,
+        when,
+        config,
+        folder,
+        seed=network.seed,
+        identity=identity,
+        batches=batches,
+        device=device,
+        callbacks=lambda index: callbacks(f"round {index + 1}"),
+    ).ticket(keep)
+
+
+def _ticket_to_folder(
+    prune: Callable[[int], Ticket],
+    network: Network,
+    data: ImageData,
+    settings: PruneSettings,
+    folder: Path,
+    dataset: str,
+    device: torch.device,
+    recipe: Recipe,
+    trained_seconds: float,
+) -> None:
+    """Write what rounds of training and pruning gave as a pruning at initialisation would be written.
+
+    Its seconds are those of all trainings that it needs, whether they were run now or shared.
+    """
+    model = network.build()
+    layers = layers_of(model)
+    assert settings.sparsity is not None  # only N:M patterns have none, which these methods refuse
+    with measured(device) as cost:
+        ticket = prune(keep_count(total_weights(layers), settings.sparsity))
+    masks, state = ticket.masks, dict(ticket.state)
+    if settings.sanity == "shuffle":
+        masks = shuffled(masks, layers, None, generator(network.seed, "shuffled masks"))
+    if settings.sanity == "reinit":
+        state = replace(network, seed=derive_seed(network.seed, "reinit")).build().state_dict()
+    model.load_state_dict(state)
+    facts = {
+        "method": settings.method,
+        "criterion": recipe.criterion,
+        "budget": recipe.budget,
+        "scorer": None,
+        "options": dict(settings.options or {}),
+        "granularity": "weights",
+        "sanity": settings.sanity,
+        "sparsity": settings.sparsity,
+        **outcome_of(model, masks, data),
+        "seconds": max(cost.seconds, sum(record["seconds"] for record in ticket.records) + trained_seconds),
+        "peak_bytes": cost.peak_bytes,
+        "rounds": ticket.records,
+        "start": {"step": ticket.start_step, "train": {"lr": ticket.train.lr, "epochs": ticket.train.epochs}},
+    }
+    write_pruning(folder, network, data, settings, dataset, masks, state, facts)
+
+
+def outcome_of(model: nn.Module, masks: Masks, data: ImageData) -> dict[str, Any]:
+    """What ``masks`` leave of ``model``, JSON-able."""
+    batch = list(data.train.batches(2, limit=2))
+    connected, problems = problems_of(model, masks, [(x.to(next(model.parameters()).device), y) for x, y in batch])
+    return {
+        "total": masks.total,
+        "kept": masks.kept,
+        "density": masks.density,
+        "connected": connected,
+        "warnings": problems,
+        "layers": [summary.__dict__ for summary in layer_summaries(masks)],
+    }

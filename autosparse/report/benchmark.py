@@ -1,0 +1,253 @@
+"""The page of a benchmark: what its results show, and how each number is made again."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from autosparse.bench.analysis import Analysis
+from autosparse.bench.setting import Setting
+from autosparse.errors import AutoSparseError
+from autosparse.report import bench_tables as tables
+from autosparse.report.bench_origin import count, distinct, introduction, machine, origin, usage_table
+from autosparse.report.method_rows import Contrast, cost_figure, difference_figure, layer_map_figure, rank_figure
+from autosparse.report.page import Fold, Section, render_page
+from autosparse.report.small_multiples import MOST_LINES, Point, density_accuracy_figure
+from autosparse.report.style import label_styles, percent
+from autosparse.report.tables import Table, latex_table, markdown_table
+
+
+def benchmark_page(analysis: Analysis, layers_at: float | None = None) -> str:
+    """The page as HTML.
+
+    Args:
+        layers_at: density at which layer densities are shown; by default the lowest of each setting.
+
+    Raises:
+        AutoSparseError: no pruned network of that density.
+    """
+    if layers_at is not None and not any(layers_at in analysis.densities(setting) for setting in analysis.titles):
+        known = sorted({density for setting in analysis.titles for density in analysis.densities(setting)})
+        raise AutoSparseError(f"no network of density {layers_at:g}: give one of {', '.join(f'{d:g}' for d in known)}")
+    sections = [
+        *_rank_section(analysis),
+        *(_accuracy_section(analysis, setting) for setting in analysis.titles),
+        *_difference_section(analysis),
+        *_sanity_section(analysis),
+        *_layer_section(analysis, layers_at),
+        *_collapse_section(analysis),
+        *_cost_section(analysis),
+        *_gap_section(analysis),
+        _cell_section(analysis),
+    ]
+    return render_page("Pruning benchmark", introduction(analysis), sections, origin(analysis))
+
+
+def _rank_section(analysis: Analysis) -> list[Section]:
+    ranks = analysis.ranks
+    if len(analysis.labels) < 2:
+        return []
+    if ranks is None:
+        text = "No block (network, images, density and seed) in which every method has finished, so no ranks. "
+        return [Section("Ranks", text + _unranked(analysis))]
+    text = (
+        f"Rank of each method within {count(ranks.blocks, 'block')} of the same network, images, density and seed, "
+        f"averaged; {count(analysis.blocks, 'block')} have any result, and those count in which every method has "
+        f"finished. {_unranked(analysis)}\n\n"
+    )
+    if ranks.p is None:
+        text += "Too few methods or blocks, or nothing but ties: no test of whether the ranks differ at all."
+    else:
+        p = tables.p_text(ranks.p) if ranks.p < 0.0001 else f"= {tables.p_text(ranks.p)}"
+        verdict = "the ranks differ" if ranks.p < 0.05 else "no difference among the ranks is shown"
+        text += f"Friedman test: p {p}, {verdict}. Blocks that share a network are not independent: this "
+        text += "speaks of these networks and images, not of others."
+    critical = ranks.critical_difference if ranks.p is not None and ranks.p < 0.05 else None
+    figure = rank_figure(ranks.mean_ranks, "Mean ranks over the whole grid", critical)
+    caption = "Mean rank of each method, the best on top."
+    if critical is not None:
+        caption += f" Mean ranks closer than {critical:.2f} are not told apart (Nemenyi's test at 5 %)."
+    return [
+        Section("Ranks", text, [(figure, caption)], folds=[Fold("Mean ranks as numbers", tables.rank_table(analysis))])
+    ]
+
+
+def _unranked(analysis: Analysis) -> str:
+    gaps = sorted(analysis.unranked.items(), key=lambda item: -item[1])
+    text = ""
+    if gaps:
+        named = ", ".join(f"{label} in {count}" for label, count in gaps[:5])
+        text = f"Unfinished: {named}{' and others' if len(gaps) > 5 else ''}."
+    if apart := [label for label in analysis.labels if analysis.ranks and label not in analysis.ranks.mean_ranks]:
+        text += f" N:M patterns have densities of their own and no rank: {', '.join(apart)}."
+    return text.strip()
+
+
+def _accuracy_section(analysis: Analysis, setting: Setting) -> Section:
+    title = analysis.titles[setting]
+    table = tables.accuracy_table(analysis, setting)
+    labels = analysis.labels_of(setting)
+    series = {
+        label: {
+            density: Point(group.estimate.mean, group.estimate.half_width)
+            for density in analysis.densities(setting)
+            if (group := analysis.group(setting, label, density)) is not None and group.estimate is not None
+        }
+        for label in labels
+    }
+    series = {label: line for label, line in series.items() if line}
+    dense = analysis.dense(setting)
+    drawn = []
+    if series:
+        unpruned = Point(dense.estimate.mean, dense.estimate.half_width) if dense and dense.estimate else None
+        figure = density_accuracy_figure(series, _styles(analysis), title, unpruned)
+        caption = "Mean test accuracy; bands are 95 % t-intervals where there is more than one seed"
+        caption += ", the dashed line is the dense network" if unpruned else ""
+        caption += "." if len(series) <= MOST_LINES else ". Panels by mean rank, best first; all others in grey."
+        drawn = [(figure, caption)]
+    return Section(f"Accuracy: {title}", "", drawn, [table], _copies(table, title))
+
+
+def _copies(table: Table, title: str) -> list[Fold]:
+    """The table to paste into a text."""
+    best = table.best_cells()
+    return [
+        Fold("Markdown", text=markdown_table(table.header, table.rows, best)),
+        Fold("LaTeX", text=latex_table(table.header, table.rows, best, f"{title}. {table.caption}")),
+    ]
+
+
+def _difference_section(analysis: Analysis) -> list[Section]:
+    if len(analysis.labels) < 2:
+        return []
+    if analysis.reference is None:
+        text = "No reference was given: autosparse report --reference LABEL compares every method with one of them."
+        return [Section("Differences", text)]
+    drawn, shown = [], []
+    for setting, title in analysis.titles.items():
+        own = [c for c in analysis.comparisons if c.ours.setting == setting and c.difference is not None]
+        if not own:
+            continue
+        columns: dict[str, dict[str, Contrast]] = {}
+        for comparison in sorted(own, key=lambda c: -c.ours.density):
+            assert comparison.difference is not None
+            found = comparison.difference.estimate
+            significant = comparison.verdict in ("better", "worse")
+            contrast = Contrast(found.mean, found.half_width, significant)
+            columns.setdefault(percent(comparison.ours.density), {})[comparison.ours.label] = contrast
+        labels = [label for label in analysis.labels_of(setting) if any(label in column for column in columns.values())]
+        figure = difference_figure(columns, title, analysis.reference, labels)
+        drawn.append((figure, f"Difference from {analysis.reference} by density, with 95 % t-intervals: {title}."))
+        table = tables.difference_table(analysis, setting)
+        shown.append(Fold(f"Differences: {title}", table, markdown_table(table.header, table.rows)))
+        shown.append(Fold(f"Tests: {title}", tables.comparison_table(own)))
+    halves = [
+        c.difference.estimate.half_width
+        for c in analysis.comparisons
+        if c.difference is not None and c.difference.estimate.half_width is not None
+    ]
+    text = (
+        f"Each method against {analysis.reference} at the same density, paired by seed: "
+        f"{count(tables.tested(analysis.comparisons), 'comparison')} with a test, which are one family for Holm's "
+        "correction."
+    )
+    if halves:
+        text += f" Half of the intervals are narrower than ± {100 * statistics.median(halves):.1f} points"
+        text += ": these seeds cannot show much smaller differences."
+    title = f"Differences from {analysis.reference}"
+    return [Section(title, text, drawn, [tables.overall_table(analysis)], shown)]
+
+
+def _sanity_section(analysis: Analysis) -> list[Section]:
+    if not analysis.sanity:
+        return []
+    text = (
+        "shuffle permutes the mask within every layer, reinit draws new initial weights under it, invert keeps the "
+        "weights with the smallest scores. A method that loses nothing under shuffle has found layer densities and not "
+        "weights; but no difference shown, with few seeds, is weak evidence of that.\n\nThe comparisons with the same "
+        f"method without the check are a family of {tables.tested(analysis.sanity)} for Holm's correction."
+    )
+    shown = [tables.sanity_table(analysis, setting) for setting in analysis.titles]
+    return [Section("Sanity checks", text, tables=[table for table in shown if table.rows])]
+
+
+def _layer_section(analysis: Analysis, layers_at: float | None) -> list[Section]:
+    drawn = []
+    for setting, title in analysis.titles.items():
+        densities = [density for density in analysis.densities(setting) if layers_at in (None, density)]
+        if not densities:
+            continue
+        density = densities[-1]
+        means, empty = {}, {}
+        for label in analysis.labels_of(setting):
+            group = analysis.group(setting, label, density)
+            layers = [cell.outcome.layers for cell in group.cells if cell.outcome] if group else []
+            if layers and layers[0]:
+                means[label] = {
+                    name: statistics.mean(run[name][1] / run[name][0] for run in layers if name in run and run[name][0])
+                    for name in layers[0]
+                }
+                empty[label] = sorted(
+                    {name for run in layers for name, (size, kept) in run.items() if size and not kept}
+                )
+        if means:
+            figure = layer_map_figure(means, empty, f"{title}: {percent(density)} kept")
+            caption = f"Mean density of each layer over seeds, at {percent(density)} of all weights: {title}."
+            drawn.append((figure, caption))
+    text = "Where each method spends its weights, at the lowest density." if layers_at is None else ""
+    return [Section("Layer densities", text, drawn)] if drawn else []
+
+
+def _collapse_section(analysis: Analysis) -> list[Section]:
+    shown = [table for setting in analysis.titles if (table := tables.collapse_table(analysis, setting)).rows]
+    if not shown:
+        return []
+    text = "Networks of which no path was left, layers without a weight, and warnings of pruning."
+    return [Section("Collapsed layers", text, tables=shown)]
+
+
+def _cost_section(analysis: Analysis) -> list[Section]:
+    text = (
+        "What came before the training that is measured: wall-clock time, with the trainings of methods that train "
+        "before they prune, and memory at the peak above what was held before."
+    )
+    machines = distinct(machine(cell) for cell in analysis.results.done)
+    if len(machines) > 1:
+        text += f" Runs come from different hardware ({'; '.join(machines)}): times compare only within one."
+    drawn, shown = [], []
+    for setting, title in analysis.titles.items():
+        measured: dict[str, dict[str, list[float]]] = {"seconds": {}, "peak memory [MiB]": {}}
+        for group in analysis.groups:
+            if group.setting == setting and group.sanity is None and not group.is_dense:
+                seconds, peaks = group.measurements("prune_seconds"), group.measurements("prune_peak_bytes")
+                measured["seconds"].setdefault(group.label, []).extend(seconds)
+                measured["peak memory [MiB]"].setdefault(group.label, []).extend(value / 2**20 for value in peaks)
+        panels = {name: column for name, column in measured.items() if any(column.values())}
+        if panels:
+            figure = cost_figure(panels, title, analysis.labels_of(setting))
+            drawn.append((figure, f"Median (point) and range (bar) over all densities and seeds: {title}."))
+            shown.append(Fold(f"Numbers: {title}", tables.cost_table(analysis, setting)))
+    return [Section("Cost of pruning", text, drawn, folds=shown)] if drawn else []
+
+
+def _gap_section(analysis: Analysis) -> list[Section]:
+    failures, absences = tables.failure_table(analysis), tables.absence_table(analysis)
+    folds = [Fold(f"Missing cells ({len(analysis.absent)})", absences)] if absences.rows else []
+    if not (failures.rows or folds):
+        return []
+    text = f"{count(len(failures.rows), 'cell')} failed and {count(len(analysis.absent), 'cell')} not there."
+    return [Section("Failed and missing cells", text, tables=[failures] if failures.rows else [], folds=folds)]
+
+
+def _cell_section(analysis: Analysis) -> Section:
+    folds = [Fold("What the methods' names stand for", usage_table(analysis))]
+    for setting, title in analysis.titles.items():
+        table = tables.cell_table(group for group in analysis.groups if group.setting == setting)
+        if table.rows:
+            folds.append(Fold(f"{title}: {count(len(table.rows), 'cell')}", table))
+    text = "Each command repeats one network from its seed, with the number that went into the tables above."
+    return Section("Every number and its command", text, folds=folds)
+
+
+def _styles(analysis: Analysis) -> Any:
+    return label_styles({g.label: g.first.method for g in analysis.groups if g.sanity is None})

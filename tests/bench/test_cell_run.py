@@ -1,0 +1,185 @@
+"""Cells of real methods, and which methods are refused for which networks before anything is run."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autosparse.bench.cell_run import check_cell, run_cell, trainings_of
+from autosparse.bench.cells import Cell
+from autosparse.bench.shared import Shared
+from autosparse.cli import main
+from autosparse.data import ImageData
+from autosparse.errors import AutoSparseError
+from autosparse.models.registry import MODELS
+
+BASE = Cell(
+    model="resnet20",
+    model_args={"width": 0.25},
+    dataset="digits",
+    image_size=8,
+    method="snip",
+    density=0.1,
+    seed=1,
+    score_images=128,
+    train={**Cell("", "", "", 1, 1).train, "epochs": 1},
+)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def run(cell: Cell, folder: Path, test: bool = True) -> dict[str, Any]:
+    work = folder / "work" / cell.hash
+    work.mkdir(parents=True, exist_ok=True)
+    return run_cell(cell, data_dir=folder, device="cpu", work=work, shared=Shared(folder / "shared"), test=test)
+
+
+@pytest.mark.parametrize(
+    "method", ["snip", "autos", "gmp", "granet", "rigl", "earlycrop", "ltr", "sap", "magnitude-after-training"]
+)
+def test_every_moment_of_pruning_gives_a_result_of_exact_size(method: str, tmp_path: Path) -> None:
+    result = run(replace(BASE, method=method), tmp_path)
+    assert result["kept"] == round(0.1 * result["total"]) == sum(layer["kept"] for layer in result["layers"])
+    assert 0 <= result["test_accuracy"] <= 1
+    assert len(result["history"]) == 1
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_dense_cell_keeps_everything_and_is_shared_with_pruning_after_training(tmp_path: Path) -> None:
+    dense = run(replace(BASE, method="dense", density=1.0, score_images=0), tmp_path)
+    assert dense["kept"] == dense["total"] == 17132
+    folders = {path.name for path in (tmp_path / "shared").iterdir() if path.is_dir()}
+    pruned = run(replace(BASE, method="magnitude-after-training"), tmp_path)
+    assert {path.name for path in (tmp_path / "shared").iterdir() if path.is_dir()} == folders
+    assert pruned["prune_seconds"] >= dense["train_seconds"]  # what was shared is counted all the same
+
+
+def test_shared_gradients_give_the_masks_of_a_run_of_its_own(tmp_path: Path) -> None:
+    """A cell repeats ``autosparse train --method``, which shares nothing, to the bit."""
+    cell = BASE
+    first = run(cell, tmp_path)
+    command = cell.command(tmp_path / "alone").split()
+    assert main([*command[1:], "--device", "cpu"]) == 0
+    alone = json.loads((tmp_path / "alone" / "summary.json").read_text())
+    assert alone["test_accuracy"] == first["test_accuracy"]
+    assert [layer["kept"] for layer in alone["pruned"]["layers"]] == [layer["kept"] for layer in first["layers"]]
+    assert [path.name for path in (tmp_path / "shared").glob("*/gradients.safetensors")] == ["gradients.safetensors"]
+
+
+def test_rounds_are_shared_by_densities(tmp_path: Path) -> None:
+    ltr = replace(BASE, method="ltr", options={"fraction": 0.5})
+    half, eighth = (run(replace(ltr, density=density), tmp_path) for density in (0.5, 0.125))
+    assert [len(half["rounds"]), len(eighth["rounds"])] == [1, 3]
+    assert half["rounds"] == eighth["rounds"][:1]  # trained once: the seconds agree too
+
+
+def test_a_candidate_is_not_shown_test_images(tmp_path: Path) -> None:
+    assert run(BASE, tmp_path, test=False)["test_accuracy"] is None
+
+
+def test_what_a_method_costs() -> None:
+    assert [trainings_of(method, {}, 0.1) for method in ("dense", "snip", "rigl", "magnitude-after-training")] == [
+        1,
+        1,
+        1,
+        2,
+    ]
+    assert trainings_of("ltr", {"fraction": 0.5}, 0.5) == 2
+    assert trainings_of("ltr", {"fraction": 0.5}, 0.1) == 5
+    assert trainings_of("ltr", {"fraction": 0.1}, 0.01) == 3
+
+
+class TwoHeads(nn.Module):
+    """Returns two tensors."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.head(x.mean((2, 3)))
+        return y, y
+
+
+class OnceOnly(torch.autograd.Function):
+    """Twice x, differentiable once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * grad
+
+
+class Once(nn.Module):
+    """Has no second derivatives."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return OnceOnly.apply(self.head(x.mean((2, 3))))
+
+
+class Mixing(nn.Module):
+    """Normalises over its channels, which then all depend on each other."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Linear(3, 4)
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.stem(x.mean((2, 3)))))
+
+
+@pytest.mark.parametrize(
+    ("network", "method", "reason"),
+    [
+        (TwoHeads, "synflow", "is tuple, not one tensor"),
+        (TwoHeads, "snip", "is tuple, not one tensor"),
+        (Once, "grasp", "needs second derivatives"),
+        (Once, "prospr", "needs second derivatives"),
+        (Once, "snip", None),
+        (Mixing, "phew", "LayerNorm|mix"),
+        (Mixing, "synflow", None),
+    ],
+)
+def test_a_method_that_does_not_apply_is_refused_by_name(
+    network: type[nn.Module],
+    method: str,
+    reason: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_data: ImageData,
+) -> None:
+    monkeypatch.setitem(MODELS._entries, "test-network", network)
+    cell = replace(BASE, model="test-network", model_args={}, method=method)
+    if reason is None:
+        check_cell(cell, tiny_data)
+        return
+    with pytest.raises(AutoSparseError, match=f"^{method} does not apply to test-network: .*({reason})"):
+        check_cell(cell, tiny_data)
+
+
+def test_settings_that_a_moment_cannot_honour_are_refused(tiny_data: ImageData) -> None:
+    with pytest.raises(AutoSparseError, match=r"rigl.*takes no sanity shuffle"):
+        check_cell(replace(BASE, method="rigl", sanity="shuffle"), tiny_data)
+    with pytest.raises(AutoSparseError, match=r"ltr.*takes no budget"):
+        check_cell(replace(BASE, method="ltr", budget="erk"), tiny_data)
