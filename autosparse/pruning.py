@@ -131,7 +131,7 @@ class Request:
                 f"run it with 'autosparse train --method {self.method}'"
             )
         self._check_fit(recipe)
-        self._check_budget(self.budget or recipe.budget)
+        check_budget(self.budget or recipe.budget)
         blocks = parse_granularity(self.granularity)
         check_sanity(self.sanity)
         if self.sparsity is None and blocks is None:
@@ -164,11 +164,13 @@ class Request:
             if value is not None and not recipe.takes(name):
                 raise AutoSparseError(f"method '{self.method}', which prunes {recipe.moment}, takes no {name}")
 
-    def _check_budget(self, budget: str) -> None:
-        if budget.startswith(_LIKE):
-            Request(self.sparsity or 0.0, budget.removeprefix(_LIKE)).check()
-        else:
-            BUDGETS.get(budget)
+
+def check_budget(name: str) -> None:
+    """UnknownNameError for a budget that does not exist; AutoSparseError for ``like:`` a method that prunes later."""
+    if name.startswith(_LIKE):
+        Request(0.5, name.removeprefix(_LIKE)).check()
+    else:
+        BUDGETS.get(name)
 
 
 def micro_batches(batches: Batches, size: int | None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -111,9 +111,9 @@ CROPIT = AtInit(rounds=7, path="halving")
 FORCE = "de Jorge et al. 2021, arXiv 2006.09081"
 RECIPES.add("random", Recipe("random", budget="erk"))
 RECIPES.add("synflow", Recipe("synflow", when=AtInit(rounds=100)))
-RECIPES.add("iter-snip", Recipe("snip", when=AtInit(rounds=10), summary="SNIP, in nested rounds.", paper=FORCE))
+RECIPES.add("iter-snip", Recipe("snip", when=AtInit(rounds=10), summary="SNIP in nested rounds.", paper=FORCE))
 RECIPES.add("force", Recipe("force", when=AtInit(rounds=10, regrow=True)))
-RECIPES.add("cropit", Recipe("crop", when=CROPIT, summary="CroP, in seven nested rounds."))
+RECIPES.add("cropit", Recipe("crop", when=CROPIT, summary="CroP in nested rounds."))
 RECIPES.add("npb", Recipe("npb", budget="erk"))
 RECIPES.add("sbp-sr", Recipe("sbp-sr", rescale=True))
 RECIPES.add(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import json
 import time
@@ -83,6 +84,8 @@ def attempt(cell: Cell, job: Job, device: str) -> Outcome:
             return _run(cell, job, device, store)
         except AutoSparseError as error:  # of the results folder or the installation, not of the cell
             return Outcome(STOP, str(error))
+        finally:
+            _release(device)
 
 
 def _run(cell: Cell, job: Job, device: str, store: Store) -> Outcome:
@@ -114,6 +117,13 @@ def _run(cell: Cell, job: Job, device: str, store: Store) -> Outcome:
     store.write(cell, seconds=time.perf_counter() - began, result=result)
     accuracy = result.get("test_accuracy")
     return Outcome(DONE, f"{accuracy:.1%}" if isinstance(accuracy, float) else "")
+
+
+def _release(device: str) -> None:
+    """Give the memory of the last cell back to the other processes that share the device."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
 
 
 def _no_room(error: Exception) -> bool:

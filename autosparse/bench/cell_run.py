@@ -18,6 +18,7 @@ from autosparse.data import ImageData
 from autosparse.errors import AutoSparseError
 from autosparse.experiment import Known, Network, PruneSettings, TrainResult, train_to_folder
 from autosparse.files import load_tensors, save_tensors
+from autosparse.measure import Cost, measured
 from autosparse.pruning import score_batches
 from autosparse.recipes import recipe_of
 from autosparse.training import load_state
@@ -118,7 +119,7 @@ def _known(
     recipe, _ = recipe_of(cell.method).with_options(cell.options)
     if isinstance(recipe.when, AfterTraining):
         dense, state = _dense(cell, network, data, shared, device)
-        return Known(trained=state, trained_seconds=dense.summary["seconds"])
+        return Known(trained=state, cost=Cost(dense.summary["seconds"]))
     if isinstance(recipe.when, Rewinding | PQRewinding):
         facts = {"work": "rounds", "network": asdict(network), **_common(cell), "settings": asdict(recipe.when)}
         # Not Shared.get: the folder is never complete, as each density may add rounds. It brings its own lock.
@@ -126,18 +127,20 @@ def _known(
         folder.parent.mkdir(parents=True, exist_ok=True)
         return Known(rounds=folder)
     if isinstance(recipe.when, AtInit) and "gradients" in CRITERIA.get(recipe.criterion).needs:
-        return Known(gradients=_gradients(cell, network, settings, data, shared, device))
+        return _gradients(cell, network, settings, data, shared, device)
     return Known()
 
 
 def _gradients(
     cell: Cell, network: Network, settings: PruneSettings, data: ImageData, shared: Shared, device: str
-) -> Mapping[str, torch.Tensor]:
+) -> Known:
     def make(folder: Path) -> None:
         size, images = settings.micro_batch, settings.score_images
         batches = score_batches(data, seed=network.seed, images=images, size=size)
-        gradients = mean_gradient(network.build().to(device), batches, F.cross_entropy)
-        save_tensors(folder / "gradients.safetensors", _GRADIENTS, gradients, {})
+        model = network.build().to(device)
+        with measured(device) as cost:
+            gradients = mean_gradient(model, batches, F.cross_entropy)
+        save_tensors(folder / "gradients.safetensors", _GRADIENTS, gradients, {"cost": asdict(cost)})
 
     key = {
         "work": "gradients",
@@ -148,8 +151,8 @@ def _gradients(
         "score_images": settings.score_images,
         "micro_batch": settings.micro_batch,
     }
-    gradients, _ = load_tensors(shared.get(key, make) / "gradients.safetensors", _GRADIENTS)
-    return {name: value.to(device) for name, value in gradients.items()}
+    gradients, facts = load_tensors(shared.get(key, make) / "gradients.safetensors", _GRADIENTS)
+    return Known({name: value.to(device) for name, value in gradients.items()}, cost=Cost(**facts["cost"]))
 
 
 def _common(cell: Cell) -> dict[str, Any]:

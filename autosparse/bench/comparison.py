@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from autosparse.bench.groups import Group
-from autosparse.bench.statistics import CONFIDENCE, PairedDifference, holm, paired_difference
+from autosparse.bench.statistics import ALPHA, PairedDifference, holm, paired_difference
 
 BETTER, WORSE, NOT_SHOWN = "better", "worse", "no difference shown"
 
@@ -49,7 +49,7 @@ def _verdict(difference: PairedDifference | None, corrected: float | None) -> st
         return "one seed: no test"
     if corrected is None:
         return "equal differences: no test"
-    if corrected >= 1 - CONFIDENCE:
+    if corrected >= ALPHA:
         return NOT_SHOWN
     return BETTER if difference.estimate.mean > 0 else WORSE
 

@@ -23,11 +23,11 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from autosparse.bench.yaml_lines import Document, Where, read_yaml
-from autosparse.budget import BUDGETS
 from autosparse.data.sources import SOURCES
 from autosparse.errors import AutoSparseError, UnknownNameError
 from autosparse.granularity import parse_granularity
 from autosparse.models.registry import MODELS
+from autosparse.pruning import check_budget
 from autosparse.sanity import check_sanity
 from autosparse.scorer.store import load_scorer
 from autosparse.training import TrainConfig
@@ -122,18 +122,11 @@ class MethodEntry(_Part):
             raise ValueError(str(UnknownNameError("method", name, methods, "your own: package.module:function")))
         return name
 
-    @field_validator("budget")
-    @classmethod
-    def _is_budget(cls, budget: str | None, info: ValidationInfo) -> str | None:
-        if budget is None or not budget.startswith("like:"):
-            return budget and _checked(budget, BUDGETS.get)
-        cls._known(budget.removeprefix("like:"), info)
-        return budget
-
-    @field_validator("sanity", "scorer")
+    @field_validator("budget", "sanity", "scorer")
     @classmethod
     def _exists(cls, value: str | None, info: ValidationInfo) -> str | None:
-        return value and _checked(value, {"sanity": check_sanity, "scorer": load_scorer}[info.field_name or ""])
+        look_up = {"budget": check_budget, "sanity": check_sanity, "scorer": load_scorer}[info.field_name or ""]
+        return value and _checked(value, look_up)
 
     @field_validator("granularity")
     @classmethod

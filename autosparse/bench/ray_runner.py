@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import ModuleType
 from typing import Any
 
@@ -33,12 +33,13 @@ def run_on_ray(schedule: Schedule, job: Job, *, address: str, device: str, threa
         device: ``cpu``, ``cuda`` (a GPU a task), or ``auto``: a GPU a task if the cluster has any.
 
     Raises:
-        AutoSparseError: ray is not installed, no cluster answers, or no cell can be recorded any more.
+        AutoSparseError: ray is not installed, no machine of the cluster is large enough, or no cell can be recorded any
+        more. A cluster that does not answer lets ray wait for minutes: see :func:`require_cluster`.
     """
     with _connected(address) as ray:
         if device == "auto":
             device = "cuda" if ray.cluster_resources().get("GPU") else "cpu"
-        needs = {"CPU": threads, "GPU": 1 if device.startswith("cuda") else 0}
+        needs = {"CPU": threads, "GPU": 1 if device == "cuda" else 0}
         places = _places(ray, needs)
         if not places:
             wanted = " and ".join(f"{count} {kind}" for kind, count in needs.items() if count)
@@ -48,7 +49,7 @@ def run_on_ray(schedule: Schedule, job: Job, *, address: str, device: str, threa
         running: dict[Any, Cell] = {}
         while not schedule.over:
             while len(running) < places and (cell := schedule.next()) is not None:
-                running[task.remote(cell, job, device.partition(":")[0], threads, os.getcwd(), sys.path)] = cell
+                running[task.remote(cell, job, device, threads, os.getcwd(), sys.path)] = cell
             if not running:
                 time.sleep(_TICK)
                 continue
@@ -85,36 +86,52 @@ def _places(ray: ModuleType, needs: dict[str, int]) -> int:
 @contextmanager
 def _connected(address: str) -> Iterator[ModuleType]:
     """Ray, connected to the cluster at ``address`` until the block ends."""
-    try:
-        import ray
-    except ImportError:
-        raise AutoSparseError("--ray needs ray: pip install 'autosparse[ray]', or use --jobs") from None
+    ray = _imported()
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         settings |= {"num_cpus": cores(), "include_dashboard": False}
-    else:
-        _require_answer(address)
-    ray.init(address=address, **settings)
+    # Ray prints about workers that die, whatever its log level; cells' records tell it in one line.
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        ray.init(address=address, **settings)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _imported() -> ModuleType:
     try:
-        yield ray
-    finally:
-        ray.shutdown()
+        import ray
+    except ImportError:
+        raise AutoSparseError("--ray needs ray: pip install 'autosparse[ray]', or use --jobs") from None
+    return ray
 
 
-def _require_answer(address: str) -> None:
-    """AutoSparseError unless a cluster answers at ``address`` soon."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+def require_cluster(address: str) -> None:
+    """AutoSparseError unless ray is installed and a cluster answers at ``address``, as in :func:`run_on_ray`, soon."""
+    _imported()
+    if address == "local":
+        return
+    reason = "no answer"
     try:
         if address != "auto":
+            host, colon, port = address.removeprefix("ray://").rpartition(":")
             if not (colon and port.isdigit()):
                 raise AutoSparseError(f"--ray {address} is neither auto, local nor HOST:PORT, such as 10.0.0.1:6379")
             socket.create_connection((host, int(port)), timeout=3).close()
         # In a process of its own, since ray's attempts to connect cannot be broken off.
-        probe = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False)"
+        probe = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='CRITICAL')"
         command = [sys.executable, "-c", probe, address]
-        subprocess.run(command, timeout=_ANSWER, check=True, stdin=subprocess.DEVNULL, capture_output=True)
-    except (OSError, OverflowError, subprocess.SubprocessError):
-        raise AutoSparseError(
-            f"no ray cluster answers at '{address}': start one (ray start --head), correct the address, or use --jobs"
-        ) from None
+        subprocess.run(command, timeout=_ANSWER, check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        return
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or [reason])[-1]
+    except (OSError, OverflowError) as error:
+        reason = str(error)
+    except subprocess.TimeoutExpired:
+        pass
+    raise AutoSparseError(
+        f"no ray cluster answers at '{address}' ({reason}): start one (ray start --head), correct the address, or use "
+        "--jobs"
+    )

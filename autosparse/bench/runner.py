@@ -148,6 +148,8 @@ def _work(pipe: connection.Connection, job: Job, device: str, threads: int) -> N
     """A worker's life: cells come through ``pipe``, outcomes go back."""
     _die_with_parent()
     torch.set_num_threads(threads)
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)  # what asks for "cuda" means this one
     warnings.simplefilter("ignore")  # they are part of the results
     with suppress(EOFError, OSError):  # the parent is gone
         pipe.send(_READY)

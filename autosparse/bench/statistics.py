@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-CONFIDENCE = 0.95
+#: Level of all tests, and the confidence of all intervals.
+ALPHA = 0.05
+CONFIDENCE = 1 - ALPHA
 #: Spreads below this are rounding: an accuracy is a count over at most some millions of images.
 _NO_SPREAD = 1e-9
 

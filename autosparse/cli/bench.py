@@ -19,7 +19,7 @@ from autosparse.bench.cells import Cell, cells_of
 from autosparse.bench.estimate import Row, plan
 from autosparse.bench.grid import DENSE, Grid, read_grid
 from autosparse.bench.images import forget_images, images_of
-from autosparse.bench.ray_runner import run_on_ray
+from autosparse.bench.ray_runner import require_cluster, run_on_ray
 from autosparse.bench.runner import cores, run_local, threads_of
 from autosparse.bench.schedule import Schedule
 from autosparse.bench.store import DONE, FAILED, Store
@@ -75,6 +75,8 @@ def bench_command(
     """
     if ray is not None and jobs is not None:
         raise AutoSparseError("give either --jobs or --ray")
+    if ray is not None and device not in ("auto", "cpu", "cuda"):
+        raise AutoSparseError(f"--device {device} does not go with --ray: give auto, cpu or cuda")
     engine = importlib.import_module(ENGINE)
     asked, document = read_grid(grid, [DENSE, *list_methods()])
     cells, store = cells_of(asked), Store(out)
@@ -87,6 +89,9 @@ def bench_command(
         rows = plan(left, data_dir=data_dir, device=where, threads=threads, trainings_of=engine.trainings_of)
         _print_plan(list(rows), len(left), len(cells), None if ray else jobs or 1, threads)
         return
+    devices = _devices(device) if ray is None else []
+    if ray is not None and left:
+        require_cluster(ray)
     store.begin(asked)
     for cell in cells:
         if retry_failed and status[cell.hash] == FAILED:
@@ -99,7 +104,7 @@ def bench_command(
         if left and ray is not None:
             run_on_ray(schedule, job, address=ray, device=device, threads=_threads(jobs, ray))
         elif left:
-            run_local(schedule, job, jobs=jobs or 1, devices=_devices(device))
+            run_local(schedule, job, jobs=jobs or 1, devices=devices)
     console.print(f"{tally.line}; results in {out}; next: autosparse show {out}", highlight=False, soft_wrap=True)
     if tally.failed:
         raise typer.Exit(1)
@@ -195,9 +200,10 @@ def _print_plan(rows: Sequence[Row], left: int, cells: int, jobs: int | None, th
     share = f", {_duration(seconds / jobs)} with {jobs} jobs" if jobs and jobs > 1 else ""
     if jobs is None:
         share = ", divided by the tasks that the cluster runs at a time"
+    where = "1 thread" if threads == 1 else f"{threads} threads"
     console.print(
         f"{left} of {cells} cells left, {sum(row.trainings for row in rows):.4g} trainings: about {_duration(seconds)} "
-        f"on {threads} threads{share}; nothing was run",
+        f"on {where}{share}; nothing was run",
         highlight=False,
         soft_wrap=True,
     )

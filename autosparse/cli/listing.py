@@ -14,6 +14,9 @@ from autosparse.errors import UnknownNameError
 from autosparse.models import list_models
 from autosparse.recipes import list_methods, recipe_of
 from autosparse.scorer.store import DEFAULT_SCORER, list_scorers, load_scorer
+from autosparse.triggers.init import AtInit
+
+_MOMENTS = ["at init", "early in training", "during training", "after training", "in rounds of training"]
 
 
 def register(app: typer.Typer) -> None:
@@ -67,12 +70,17 @@ def _criteria() -> list[tuple[str, ...]]:
 
 
 def _methods() -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
+    """Methods in groups by the moment at which they prune."""
+    groups: dict[str, list[tuple[str, ...]]] = {}
     for name in list_methods():
         recipe = recipe_of(name)
-        moment = recipe.moment if recipe.budget == "global" else f"{recipe.moment}, {recipe.budget} budget"
-        rows.append((name, moment, f"{recipe.line} {recipe.source}".strip()))
-    return [("name", "when", "what it does, and where it comes from"), *rows]
+        budget = [] if recipe.budget == "global" else [f"{recipe.budget} budget"]
+        rounds = [f"{recipe.when.rounds} rounds"] if isinstance(recipe.when, AtInit) and recipe.when.rounds > 1 else []
+        how = f" ({', '.join([*rounds, *budget])})" if rounds or budget else ""
+        line = f"{recipe.line.removesuffix('.')}{how}. {recipe.source}".strip()
+        groups.setdefault(recipe.moment.partition(",")[0], []).append((f"  {name}", line))
+    rows = [[(moment, ""), *groups[moment]] for moment in sorted(groups, key=_MOMENTS.index)]
+    return [("name", "what it does, and where it comes from"), *(row for group in rows for row in group)]
 
 
 def _scorers() -> list[tuple[str, ...]]:

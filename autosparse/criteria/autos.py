@@ -10,10 +10,10 @@ from autosparse.scorer.network import Scorer
 
 @criterion("autos", paper="Liu et al. 2024, arXiv 2408.14757 (AutoSparse)")
 def autos(model: nn.Module, gradients: Mapping[str, Tensor], scorer: Scorer) -> Scores:
-    """Survival in iterative rewind pruning, predicted from initial features by a learned scorer.
+    """Survival in iterative rewind pruning, as a learned scorer predicts it.
 
-    Scores are the scorer's logits: the order of the predicted survivals, without the ties that a float32 sigmoid
-    makes near 1.
+    The scorer sees a weight's initial features. Scores are its logits: the order of the predicted survivals, without
+    the ties that a float32 sigmoid makes near 1.
     """
     layers = layers_of(model)
     features = NetworkFeatures(scorer.feature_set, layers, prunable(model), gradients)

@@ -27,7 +27,7 @@ def npb(
     max_kernel: int = 9,
     min_node: int = 1,
 ) -> Scores:
-    """Node-Path Balancing: exactly ``counts`` weights a layer, chosen for effective nodes, paths and kernels.
+    """Node-Path Balancing: a mask with many effective nodes, paths and kernels.
 
     Layers are decided in the order in which the network runs. In each, the number of weights of every kernel solves
     the paper's integer programme (:mod:`autosparse.criteria.kernel_allocation`) for the paths that arrive through the

@@ -16,7 +16,7 @@ from autosparse.experiment.network import Network, PruneSettings
 from autosparse.experiment.summary import read_summary
 from autosparse.files import SCHEMA_VERSION, atomic_folder, exclusive, require_absent, write_json
 from autosparse.masks import Masks
-from autosparse.measure import measured
+from autosparse.measure import Cost, measured
 from autosparse.provenance import provenance
 from autosparse.pruning import Pruned, prune, score_batches
 from autosparse.recipes import recipe_of
@@ -53,12 +53,14 @@ def prune_to_folder(
     device: torch.device | str = "cpu",
     force: bool = False,
     gradients: Mapping[str, Tensor] | None = None,
+    before: Cost | None = None,
 ) -> Pruned:
     """Prune a freshly initialised network; write masks, initial state, ``summary.json`` and ``layers.png`` to ``out``.
 
     Args:
         dataset: the data set's name as :func:`~autosparse.data.load_data` takes it, for the summary.
         gradients: as for :func:`prune_network`.
+        before: what they took; the summary counts it as the method's own.
 
     Raises:
         OutputExistsError: ``out`` is not empty and ``force`` is not set; and everything that ``prune`` raises.
@@ -72,6 +74,9 @@ def prune_to_folder(
         if settings.sanity == "reinit" or recipe_of(settings.method).rescale:  # the kept weights have changed
             initial = state_of(pruned.model)
         facts = {**pruned.summary.as_dict(), "peak_bytes": cost.peak_bytes}
+        if before is not None:
+            facts["seconds"] += before.seconds
+            facts["peak_bytes"] = max(cost.peak_bytes or 0, before.peak_bytes or 0) or None
         write_pruning(out, network, data, settings, dataset, pruned.masks, initial, facts)
     return pruned
 

@@ -23,7 +23,7 @@ from autosparse.experiment.pruned import prune_to_folder, read_pruning, write_pr
 from autosparse.granularity import parse_granularity
 from autosparse.layers import layers_of, total_weights
 from autosparse.masks import Masks
-from autosparse.measure import measured
+from autosparse.measure import Cost, measured
 from autosparse.pruning import layer_summaries, score_batches
 from autosparse.recipes import Recipe, recipe_of
 from autosparse.rewinding import AfterTrainingPruner, Rewinder, Ticket
@@ -45,13 +45,14 @@ class Known:
 
     Args:
         gradients: initial gradients over the scoring images.
-        trained: the state in which dense training ended, and ``trained_seconds`` how long that took.
+        trained: the state in which dense training ended.
+        cost: what ``gradients`` or ``trained`` took: it counts as the method's own.
         rounds: a folder in which rounds of training and pruning are kept for all densities.
     """
 
     gradients: Mapping[str, Tensor] | None = None
     trained: Mapping[str, Tensor] | None = None
-    trained_seconds: float = 0.0
+    cost: Cost = field(default_factory=Cost)
     rounds: Path | None = None
 
 
@@ -117,7 +118,7 @@ def start_by_method(
             prune_to_folder(network, data, settings, folder, dataset=dataset, device=device, gradients=known.gradients)
         else:
             prune = partial(_ticket, recipe.when, network, data, settings, config, known, work, device, callbacks)
-            _ticket_to_folder(prune, network, data, settings, folder, dataset, device, recipe, known.trained_seconds)
+            _ticket_to_folder(prune, network, data, settings, folder, dataset, device, recipe, known.cost.seconds)
     return start_from_folder(model, folder, config)
 
 

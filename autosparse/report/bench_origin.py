@@ -87,9 +87,8 @@ def _facts(setting: Setting) -> dict[str, Any]:
 
 def machine(cell: Cell) -> str:
     """The accelerator, or the processor with its threads."""
-    threads = cell.provenance.get("threads")
-    machine = f"{cell.provenance.get('machine', 'unknown machine')}"
-    return str(cell.provenance.get("gpu") or f"{machine}, {count(threads, 'thread') if threads else 'threads unknown'}")
+    known = {name: cell.provenance.get(name) or "unknown" for name in ("machine", "threads")}
+    return str(cell.provenance.get("gpu") or f"{known['machine']}, threads: {known['threads']}")
 
 
 def _dates(analysis: Analysis) -> str:

@@ -16,6 +16,7 @@ from autosparse.report.tables import Table
 
 NONE = "–"
 _MOST_NAMED = 3
+_MOST_CHARACTERS = 90  # of a warning
 
 
 def accuracy_table(analysis: Analysis, setting: Setting) -> Table:
@@ -147,7 +148,7 @@ def collapse_table(analysis: Analysis, setting: Setting) -> Table:
         outcomes = [cell.outcome for cell in group.cells if cell.outcome is not None]
         cut = sum(outcome.connected is False for outcome in outcomes)
         empty = [outcome.empty_layers for outcome in outcomes if outcome.empty_layers]
-        warnings = dict.fromkeys(text for outcome in outcomes for text in outcome.warnings)
+        warnings = dict.fromkeys(_clause(text) for outcome in outcomes for text in outcome.warnings)
         if not (cut or empty or warnings):
             continue
         names = dict.fromkeys(name.removesuffix(".weight") for layers in empty for name in layers)
@@ -246,6 +247,12 @@ def _median_and_range(values: Sequence[float]) -> tuple[str, str]:
 def _amount(value: float) -> str:
     """Three significant digits, never an exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _clause(warning: str) -> str:
+    """What happened, without the advice that follows a semicolon."""
+    clause = warning.partition(";")[0]
+    return clause if len(clause) <= _MOST_CHARACTERS else f"{clause[: _MOST_CHARACTERS - 1]}…"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 from autosparse.bench.analysis import Analysis
+from autosparse.bench.comparison import BETTER, WORSE, Comparison
 from autosparse.bench.setting import Setting
+from autosparse.bench.statistics import ALPHA
 from autosparse.errors import AutoSparseError
 from autosparse.report import bench_tables as tables
 from autosparse.report.bench_origin import count, distinct, introduction, machine, origin, usage_table
@@ -59,10 +62,10 @@ def _rank_section(analysis: Analysis) -> list[Section]:
         text += "Too few methods or blocks, or nothing but ties: no test of whether the ranks differ at all."
     else:
         p = tables.p_text(ranks.p) if ranks.p < 0.0001 else f"= {tables.p_text(ranks.p)}"
-        verdict = "the ranks differ" if ranks.p < 0.05 else "no difference among the ranks is shown"
+        verdict = "the ranks differ" if ranks.p < ALPHA else "no difference among the ranks is shown"
         text += f"Friedman test: p {p}, {verdict}. Blocks that share a network are not independent: this "
         text += "speaks of these networks and images, not of others."
-    critical = ranks.critical_difference if ranks.p is not None and ranks.p < 0.05 else None
+    critical = ranks.critical_difference if ranks.p is not None and ranks.p < ALPHA else None
     figure = rank_figure(ranks.mean_ranks, "Mean ranks over the whole grid", critical)
     caption = "Mean rank of each method, the best on top."
     if critical is not None:
@@ -128,34 +131,35 @@ def _difference_section(analysis: Analysis) -> list[Section]:
         own = [c for c in analysis.comparisons if c.ours.setting == setting and c.difference is not None]
         if not own:
             continue
-        columns: dict[str, dict[str, Contrast]] = {}
-        for comparison in sorted(own, key=lambda c: -c.ours.density):
-            assert comparison.difference is not None
-            found = comparison.difference.estimate
-            significant = comparison.verdict in ("better", "worse")
-            contrast = Contrast(found.mean, found.half_width, significant)
-            columns.setdefault(percent(comparison.ours.density), {})[comparison.ours.label] = contrast
+        columns = _contrasts(own)
         labels = [label for label in analysis.labels_of(setting) if any(label in column for column in columns.values())]
         figure = difference_figure(columns, title, analysis.reference, labels)
         drawn.append((figure, f"Difference from {analysis.reference} by density, with 95 % t-intervals: {title}."))
         table = tables.difference_table(analysis, setting)
         shown.append(Fold(f"Differences: {title}", table, markdown_table(table.header, table.rows)))
         shown.append(Fold(f"Tests: {title}", tables.comparison_table(own)))
-    halves = [
-        c.difference.estimate.half_width
-        for c in analysis.comparisons
-        if c.difference is not None and c.difference.estimate.half_width is not None
-    ]
     text = (
         f"Each method against {analysis.reference} at the same density, paired by seed: "
         f"{count(tables.tested(analysis.comparisons), 'comparison')} with a test, which are one family for Holm's "
         "correction."
     )
-    if halves:
+    estimates = [comparison.difference.estimate for comparison in analysis.comparisons if comparison.difference]
+    if halves := [found.half_width for found in estimates if found.half_width is not None]:
         text += f" Half of the intervals are narrower than ± {100 * statistics.median(halves):.1f} points"
         text += ": these seeds cannot show much smaller differences."
     title = f"Differences from {analysis.reference}"
     return [Section(title, text, drawn, [tables.overall_table(analysis)], shown)]
+
+
+def _contrasts(comparisons: Iterable[Comparison]) -> dict[str, dict[str, Contrast]]:
+    """Density -> label -> difference, the highest density first."""
+    columns: dict[str, dict[str, Contrast]] = {}
+    for comparison in sorted(comparisons, key=lambda c: -c.ours.density):
+        if comparison.difference is not None:
+            found = comparison.difference.estimate
+            contrast = Contrast(found.mean, found.half_width, comparison.verdict in (BETTER, WORSE))
+            columns.setdefault(percent(comparison.ours.density), {})[comparison.ours.label] = contrast
+    return columns
 
 
 def _sanity_section(analysis: Analysis) -> list[Section]:

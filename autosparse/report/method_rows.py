@@ -28,6 +28,7 @@ from autosparse.report.style import (
     percent,
     percent_ticks,
     plain,
+    shortened,
     thinned,
 )
 
@@ -156,7 +157,7 @@ def layer_map_figure(
     table = np.array([[row.get(layer, math.nan) for layer in layers] for row in densities.values()])
     alive = table[table > 0]
     low, high = (float(alive.min()) / 1.05, float(alive.max()) * 1.05) if alive.size else (0.01, 1.0)
-    height = 1.9 + _ROW * max(len(densities), 4)
+    height = 2.0 + _ROW * max(len(densities), 7)
     figure = new_figure(height, title)
     axes = figure.add_subplot()
     dress(axes, "layer, from input to output", "", grid="")
@@ -172,9 +173,9 @@ def layer_map_figure(
         _legend(figure, [handle])
     shown = thinned(len(layers), _MOST_LAYER_LABELS)
     axes.set_xticks(list(shown), [layer_label(layers[index]) for index in shown], rotation=90, fontsize=8)
-    axes.set_yticks(range(len(densities)), [_row_label(label) for label in densities], fontsize=SMALL)
+    axes.set_yticks(range(len(densities)), [shortened(label, _MOST_LABEL) for label in densities], fontsize=SMALL)
     bar = figure.colorbar(image, ax=axes, pad=0.015, fraction=0.05, aspect=6 * height)
-    bar.set_label("weights of the layer kept", fontsize=SMALL, color=INK)
+    bar.set_label("weights kept", fontsize=SMALL, color=INK)
     ticks = percent_ticks(low, high)
     bar.set_ticks(ticks if len(ticks) > 1 else [low, high])
     bar.ax.yaxis.set_minor_locator(NullLocator())
@@ -193,13 +194,9 @@ def _row_panels(title: str, labels: Sequence[str], count: int) -> tuple[Figure, 
         axes.tick_params(axis="x", labelsize=8)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-    panels[0].set_yticks(range(len(labels)), [_row_label(label) for label in labels])
+    panels[0].set_yticks(range(len(labels)), [shortened(label, _MOST_LABEL) for label in labels])
     panels[0].set_ylim(len(labels) - 0.5, -0.5)
     return figure, panels
-
-
-def _row_label(label: str) -> str:
-    return plain(label if len(label) <= _MOST_LABEL else f"{label[: _MOST_LABEL - 1]}…")
 
 
 def _legend(figure: Figure, handles: Sequence[Any]) -> None:

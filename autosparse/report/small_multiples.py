@@ -13,7 +13,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from autosparse.report.style import INK, MUTED, SMALL, MethodStyle, dress, new_figure, percent, plain, thinned
+from autosparse.report.style import (
+    INK,
+    MUTED,
+    SMALL,
+    MethodStyle,
+    dress,
+    new_figure,
+    percent,
+    plain,
+    shortened,
+    thinned,
+)
 
 #: With more labels than this each gets a panel of its own.
 MOST_LINES = 5
@@ -142,7 +153,11 @@ def _name_ends(
     limits: tuple[float, float],
 ) -> None:
     """Names beside the lines' last points, pushed apart so that none covers another."""
-    names = [(line[min(line)].mean, plain(label), styles[label].colour) for label, line in series.items() if line]
+    names = [
+        (line[min(line)].mean, shortened(label, _TITLE_CHARACTERS), styles[label].colour)
+        for label, line in series.items()
+        if line
+    ]
     if dense is not None:
         names.append((dense.mean, "dense", INK))
     names.sort(key=lambda entry: entry[0])

@@ -140,6 +140,11 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def shortened(text: str, most: int) -> str:
+    """``text`` as matplotlib shows it unchanged, cut to ``most`` characters."""
+    return plain(text if len(text) <= most else f"{text[: most - 1]}…")
+
+
 def layer_label(name: str) -> str:
     """A layer's name that fits on an axis: without ``.weight``, and only its last parts when it is long."""
     name = name.removesuffix(".weight")

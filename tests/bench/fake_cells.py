@@ -10,7 +10,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,9 @@ def run_cell(cell: Cell, *, data_dir: Path, device: str, work: Path, shared: Sha
     """The result of ``cell``; its options are mishaps on demand.
 
     ``company``: waits until two processes have run such cells. ``steps``: so many steps of 50 ms, each kept in
-    ``work``. ``fail``: a key of ERRORS, or ``nan`` for a result that JSON cannot hold. ``die``: the process kills
-    itself so many times. ``shared``: needs work that all such cells share. ``quality``: the validation accuracy.
+    ``work``; with ``pause``, the last one waits for a file ``go-SEED`` in the data folder. ``fail``: a key of ERRORS,
+    or ``nan`` for a result that JSON cannot hold. ``die``: the process kills itself so many times. ``shared``: needs
+    work that all such cells share. ``quality``: the validation accuracy.
     """
     options = cell.options
     _trace(data_dir, "validated" if not test else "ran", cell)
@@ -46,7 +47,7 @@ def run_cell(cell: Cell, *, data_dir: Path, device: str, work: Path, shared: Sha
         os.kill(os.getpid(), signal.SIGKILL)
     if "shared" in options:
         shared.get({"work": "common"}, lambda folder: _trace(data_dir, "shared", cell))
-    _steps(work / "steps.json", options.get("steps", 0))
+    _steps(work / "steps.json", cell, data_dir)
     if options.get("fail") in ERRORS:
         raise ERRORS[options["fail"]]
     number = int(cell.hash[:8], 16) / 2**32
@@ -70,19 +71,26 @@ def trainings_of(method: str, options: Mapping[str, Any], density: float) -> flo
     return 3.0 if method == "magnitude" else 1.0
 
 
-def _steps(path: Path, steps: int) -> None:
-    done = json.loads(path.read_text()) if path.exists() else 0
+def _steps(path: Path, cell: Cell, data_dir: Path) -> None:
+    done, steps = json.loads(path.read_text()) if path.exists() else 0, cell.options.get("steps", 0)
     for step in range(done, steps):
+        if "pause" in cell.options and step == steps - 1:
+            _wait(lambda: (data_dir / f"go-{cell.seed}").exists())
+        _trace(data_dir, "step", cell)
         time.sleep(0.05)
         path.write_text(str(step + 1))
 
 
 def _wait_for_company(folder: Path) -> None:
+    _wait(lambda: len({path.name.split("-")[2] for path in folder.glob("ran-*")}) > 1)
+
+
+def _wait(moment: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
-    while len({path.name.split("-")[2] for path in folder.glob("ran-*")}) < 2:
+    while not moment():
         if time.monotonic() > deadline:
-            raise AutoSparseError("no other process has come")
-        time.sleep(0.05)
+            raise AutoSparseError("waited in vain")
+        time.sleep(0.02)
 
 
 def _trace(folder: Path, what: str, cell: Cell) -> None:
