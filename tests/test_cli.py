@@ -15,16 +15,19 @@ from autosparse import __version__
 from autosparse.data import load_data
 from autosparse.masks import Masks
 from autosparse.models import list_models, seeded_model
+from autosparse.recipes import list_methods, recipe_of
 from autosparse.training import evaluate, load_state
+from autosparse.triggers.init import AtInit
 
 Capture = pytest.CaptureFixture[str]
 
 # Help --------------------------------------------------------------------------------------------------------------
 
 OPTIONS = {
-    "prune": "out model model-arg sparsity method scorer budget min-layer-density keep-connected dataset score-images "
-    "image-size split-seed data-dir seed device force",
-    "train": "out masks dense model model-arg epochs batch-size lr schedule momentum weight-decay precision no-augment "
+    "prune": "out model model-arg sparsity method method-arg scorer budget granularity min-layer-density keep-connected "
+    "sanity dataset score-images image-size split-seed data-dir seed device micro-batch force",
+    "bench": "out jobs ray dry-run device data-dir retry-failed",
+    "train": "out masks dense method sparsity method-arg model model-arg epochs batch-size lr schedule momentum weight-decay precision no-augment "
     "dataset image-size split-seed data-dir seed device resume force",
     "generate": "out model model-arg rounds final-density schedule criterion scope rewind-steps name epochs batch-size "
     "lr lr-schedule weight-decay precision dataset score-images image-size split-seed data-dir seed device resume "
@@ -101,7 +104,7 @@ def test_version(tmp_path: Path) -> None:
         ("models", [*list_models(), "torchvision:NAME", "timm:NAME", "package.module:factory"]),
         ("datasets", ["digits", "fashion-mnist", "cifar10", "cifar100", "imagefolder:PATH"]),
         ("criteria", ["autos", "magnitude", "random", "snip"]),
-        ("methods", ["autos", "magnitude", "random", "snip"]),
+        ("methods", list_methods()),
         ("scorers", ["resnet20-cifar10"]),
     ],
 )
@@ -160,19 +163,60 @@ def test_prune_writes_four_files_that_agree(tmp_path: Path, scorer_file: Path) -
     assert all(torch.equal(initial[name], value) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("method", ["autos", "snip", "magnitude", "random"])
+AT_INIT = [name for name in list_methods() if isinstance(recipe_of(name).when, AtInit)]
+QUICK = {"synflow": "rounds=10", "cts": "steps=5"}  # the search and the rounds are tested elsewhere
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", AT_INIT)
 def test_every_method_prunes_and_repeats_itself(
     method: str, tmp_path: Path, scorer_file: Path, capsys: Capture
 ) -> None:
     scorer = ["--scorer", scorer_file] if method == "autos" else []
     contents = []
     for name, seed in (("first", 5), ("second", 5), ("other", 6)):
-        arguments = [*TINY, "--method", method, *scorer, "--sparsity", 0.9, "--seed", seed, "--score-images", 128]
-        assert call(capsys, "prune", "--out", tmp_path / name, *arguments).status == 0
+        arguments = [*TINY, "--method", method, *scorer, "--sparsity", 0.98, "--seed", seed, "--score-images", 128]
+        arguments += ["--method-arg", QUICK[method]] if method in QUICK else []
+        result = call(capsys, "prune", "--out", tmp_path / name, *arguments)
+        assert result.status == 0, result.err
+        summary = summary_of(tmp_path / name)
+        assert summary["kept"] == round(0.02 * summary["total"])
         contents.append((tmp_path / name / "masks.safetensors").read_bytes())
     assert contents[0] == contents[1]
     assert contents[0] != contents[2]
     assert summary_of(tmp_path / "first")["scorer"] == (str(scorer_file) if method == "autos" else None)
+
+
+def test_new_initial_weights_under_the_same_mask(tmp_path: Path, capsys: Capture) -> None:
+    for name, sanity in (("plain", ()), ("reinit", ("--sanity", "reinit"))):
+        arguments = [*TINY, "--method", "snip", "--sparsity", 0.9, "--score-images", 128, *sanity]
+        assert call(capsys, "prune", "--out", tmp_path / name, *arguments).status == 0
+    masks = [Masks.load(tmp_path / name / "masks.safetensors") for name in ("plain", "reinit")]
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+    models = [seeded_model("resnet20", seed=seed, num_classes=10, width=0.25) for seed in (0, 0)]
+    for model, name in zip(models, ("plain", "reinit"), strict=True):
+        load_state(tmp_path / name / "init.safetensors", model)
+    stems = [model.get_parameter("conv.weight") for model in models]
+    assert not torch.equal(*stems)
+    assert summary_of(tmp_path / "reinit")["sanity"] == "reinit"
+
+
+def test_a_pattern_fixes_the_sparsity(tmp_path: Path, capsys: Capture) -> None:
+    arguments = [*TINY, "--method", "magnitude", "--granularity", "2:4", "--score-images", 128]
+    assert call(capsys, "prune", "--out", tmp_path / "out", *arguments).status == 0
+    masks = Masks.load(tmp_path / "out" / "masks.safetensors")
+    mask = masks["classifier.weight"]
+    assert (mask.reshape(10, 4, 4).sum(dim=2) == 2).all()
+    assert masks["conv.weight"].all()  # three input channels
+
+
+def test_survivors_at_the_edge_of_chaos_are_what_is_trained(tmp_path: Path, capsys: Capture) -> None:
+    arguments = [*TINY, "--method", "sbp-sr", "--sparsity", 0.5, "--score-images", 128]
+    assert call(capsys, "prune", "--out", tmp_path / "out", *arguments).status == 0
+    model = seeded_model("resnet20", seed=0, num_classes=10, width=0.25)
+    load_state(tmp_path / "out" / "init.safetensors", model)
+    weight = model.get_parameter("conv.weight").detach()
+    assert weight.square().mean() * 27 == pytest.approx(2, rel=1e-4)  # variance of the weights times fan-in
 
 
 def test_prune_with_the_default_scorer(tmp_path: Path, capsys: Capture) -> None:

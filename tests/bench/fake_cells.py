@@ -76,9 +76,9 @@ def _steps(path: Path, cell: Cell, data_dir: Path) -> None:
     for step in range(done, steps):
         if "pause" in cell.options and step == steps - 1:
             _wait(lambda: (data_dir / f"go-{cell.seed}").exists())
-        _trace(data_dir, "step", cell)
         time.sleep(0.05)
         path.write_text(str(step + 1))
+        _trace(data_dir, "step", cell)
 
 
 def _wait_for_company(folder: Path) -> None:
