@@ -24,10 +24,11 @@ Capture = pytest.CaptureFixture[str]
 # Help --------------------------------------------------------------------------------------------------------------
 
 OPTIONS = {
-    "prune": "out model model-arg sparsity method method-arg scorer budget granularity min-layer-density keep-connected "
-    "sanity dataset score-images image-size split-seed data-dir seed device micro-batch force",
+    "prune": "out model model-arg sparsity method method-arg scorer budget granularity min-layer-density "
+    "keep-connected sanity dataset score-images image-size split-seed data-dir seed device micro-batch force",
     "bench": "out jobs ray dry-run device data-dir retry-failed",
-    "train": "out masks dense method sparsity method-arg model model-arg epochs batch-size lr schedule momentum weight-decay precision no-augment "
+    "train": "out masks dense method sparsity method-arg model model-arg epochs batch-size lr schedule "
+    "momentum weight-decay precision no-augment "
     "dataset image-size split-seed data-dir seed device resume force",
     "generate": "out model model-arg rounds final-density schedule criterion scope rewind-steps name epochs batch-size "
     "lr lr-schedule weight-decay precision dataset score-images image-size split-seed data-dir seed device resume "
@@ -164,7 +165,7 @@ def test_prune_writes_four_files_that_agree(tmp_path: Path, scorer_file: Path) -
 
 
 AT_INIT = [name for name in list_methods() if isinstance(recipe_of(name).when, AtInit)]
-QUICK = {"synflow": "rounds=10", "cts": "steps=5"}  # the search and the rounds are tested elsewhere
+QUICK = {"synflow": ["rounds=10"], "cts": ["steps=5", "warm_steps=2"]}  # the search and the rounds are tested elsewhere
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -176,7 +177,7 @@ def test_every_method_prunes_and_repeats_itself(
     contents = []
     for name, seed in (("first", 5), ("second", 5), ("other", 6)):
         arguments = [*TINY, "--method", method, *scorer, "--sparsity", 0.98, "--seed", seed, "--score-images", 128]
-        arguments += ["--method-arg", QUICK[method]] if method in QUICK else []
+        arguments += [word for option in QUICK.get(method, []) for word in ("--method-arg", option)]
         result = call(capsys, "prune", "--out", tmp_path / name, *arguments)
         assert result.status == 0, result.err
         summary = summary_of(tmp_path / name)

@@ -29,6 +29,8 @@ from autosparse.triggers.init import AtInit
 Batch = tuple[Tensor, Tensor]
 Net = Callable[..., nn.Module]
 METHODS = [name for name in autosparse.list_methods() if isinstance(recipe_of(name).when, AtInit)]
+#: Searches and rounds that are over sooner.
+OPTIONS: dict[str, dict[str, int]] = {"cts": {"steps": 5, "warm_steps": 2}, "synflow": {"rounds": 20}}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def test_the_count_is_exact(method: str, sparsity: float, scorer: Scorer, two_ba
     total = sum(weight.numel() for weight in prunable(model).values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)
-        pruned = prune(model, two_batches, sparsity=sparsity, method=method, scorer=scorer)
+        pruned = prune(model, two_batches, sparsity=sparsity, method=method, options=OPTIONS.get(method), scorer=scorer)
     kept = keep_count(total, sparsity)
     assert pruned.model is model
     assert pruned.masks.kept == pruned.summary.kept == kept
@@ -99,7 +101,7 @@ def test_methods_that_look_at_images_need_data(
     method: str, data: list[Batch] | None, conv_net: Net, scorer: Scorer
 ) -> None:
     with pytest.raises(AutoSparseError, match=f"method '{method}' needs data"):
-        prune(conv_net(), data, sparsity=0.5, method=method, scorer=scorer)
+        prune(conv_net(), data, sparsity=0.5, method=method, options=OPTIONS.get(method), scorer=scorer)
 
 
 @pytest.mark.parametrize("data", [None, []])
@@ -176,7 +178,15 @@ def test_keep_connected_repairs_a_collapse_with_the_same_count(chain: Net) -> No
 @pytest.mark.parametrize("method", METHODS)
 def test_keep_connected_holds_the_count_at_high_sparsity(method: str, scorer: Scorer, two_batches: list[Batch]) -> None:
     model = seeded_model("resnet20", seed=0, num_classes=10, width=0.25)
-    pruned = prune(model, two_batches, sparsity=0.998, method=method, scorer=scorer, keep_connected=True)
+    pruned = prune(
+        model,
+        two_batches,
+        sparsity=0.998,
+        method=method,
+        options=OPTIONS.get(method),
+        scorer=scorer,
+        keep_connected=True,
+    )
     assert pruned.summary.connected is True
     assert pruned.summary.kept == round(0.002 * pruned.summary.total)
     assert all(layer.kept >= 1 for layer in pruned.summary.layers)

@@ -115,7 +115,16 @@ def start_by_method(
     folder = work / "pruning"
     if not folder.exists():
         if isinstance(recipe.when, AtInit):
-            prune_to_folder(network, data, settings, folder, dataset=dataset, device=device, gradients=known.gradients)
+            prune_to_folder(
+                network,
+                data,
+                settings,
+                folder,
+                dataset=dataset,
+                device=device,
+                gradients=known.gradients,
+                before=known.cost,
+            )
         else:
             prune = partial(_ticket, recipe.when, network, data, settings, config, known, work, device, callbacks)
             _ticket_to_folder(prune, network, data, settings, folder, dataset, device, recipe, known.cost.seconds)

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from autosparse import seeding
+from autosparse.criteria.base import Scores, criterion
+from autosparse.criteria.concrete import ConcreteSearch, ExpectedCount
+from autosparse.criteria.gradients import LossFn, untouched
+from autosparse.criteria.hessian import MeanLoss
+from autosparse.errors import AutoSparseError, UnknownNameError
+from autosparse.layers import prunable
+from autosparse.masks import Masks
+
+Pieces = Sequence[tuple[Tensor, Tensor]]
+Values = Mapping[str, Tensor]
+
+TASKS = ("kl", "ce", "gradnorm")
+_SCALE = 100  # of kl and ce, the authors' value: keeps gradients far above Adam's epsilon
+_CLIP = 2.0  # the largest gradient norm of the warm-up, the authors' value
+
+
+@criterion("cts", paper="Arora and Teuscher 2025, arXiv 2512.07142")
+def cts(
+    model: nn.Module,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    loss_fn: LossFn,
+    keep: int,
+    masks: Masks,
+    generator: torch.Generator,
+    *,
+    task: str = "kl",
+    steps: int = 1600,
+    step_images: int = 32,
+    lr: float = 0.1,
+    temperature: float = 2 / 3,
+    density_slack: float = 1.1,
+    batch_statistics: bool = True,
+    warm_steps: int = 320,
+    warm_lr: float = 0.1,
+) -> Scores:
+    """Logits of a distribution of masks, searched for those that keep what the dense network computes (CTS).
+
+    The weights are fixed. One logit s a weight starts at logit(d), d the density asked for among the weights that are
+    left. Each step draws a relaxed mask m from the binary concrete distribution, differentiates a task term of the
+    network with weights θ ⊙ m, and moves s by Adam against it and the constraint that the expected count is K'
+    (:mod:`autosparse.criteria.concrete`). Dropout is off. Unlike a saliency, the search weighs weights together.
+
+    The paper searches near initialisation (ResNet-20: after 9 of 160 epochs) and trains the ticket from there. Here
+    the search looks at a copy that was trained briefly, and its masks serve the weights as they are. Without that it
+    preserves the outputs of an untrained network, which trained to less than random masks of ERK densities did.
+
+    Many small steps find more than few large ones of as many images, for a step tries only a share d of the weights;
+    and more images help. docs/results.md has what was measured.
+
+    Scores are float32 at least, and differ between devices: the mask's random numbers are drawn where the weights are,
+    by a generator seeded from ``generator``, because drawing millions a step on the CPU would dominate the search.
+
+    Args:
+        task: ``kl``, KL(sparse || dense) of the class probabilities on the same images; ``ce``, the loss itself, which
+            overfits few images; or ``gradnorm``, the negative norm of the gradient by θ, which needs a network with
+            second derivatives. A factor of 100 on the first two is the authors'.
+        steps: masks drawn. The authors' shortest search is 20 epochs, 1960 steps of 512 images on CIFAR-10.
+        step_images: images a step, at least. Larger batches are cut to about that; smaller ones are put together, and
+            memory is that of one. Batches are used in their order, again and again.
+        lr: of the logits; a tenth of it in the last 12 % of the steps.
+        temperature: of the concrete distribution.
+        density_slack: K' as a multiple of ``keep``.
+        batch_statistics: batch norm normalises by the batch. The authors' code uses the running statistics, with
+            which the small signals of a sparse network vanish between layers, so that little is learnt in so few
+            steps.
+        warm_steps: steps of SGD on the copy, of ``step_images`` images each; 0 searches at the given weights.
+        warm_lr: its learning rate, which falls linearly to 0.
+
+    Raises:
+        AutoSparseError: an option out of range, no images, or a loss that is not finite.
+    """
+    _check_task(task)
+    _check_numbers(1, steps=steps, step_images=step_images)
+    _check_numbers(0, warm_steps=warm_steps)
+    _check_numbers(None, lr=lr, temperature=temperature, density_slack=density_slack, warm_lr=warm_lr)
+    weights = {name: weight.detach() for name, weight in prunable(model).items()}
+    device = next(iter(weights.values())).device
+    dtype = torch.promote_types(next(iter(weights.values())).dtype, torch.float32)
+    left = torch.cat([masks[name].flatten().to(device) for name in weights])
+    density = keep / int(left.sum())
+    if density >= 1:
+        return {name: masks[name].to(weight) for name, weight in weights.items()}
+    seed = int(torch.randint(2**62, (), generator=generator))
+    groups = _groups(batches, step_images)
+    network = _warmed(model, groups, loss_fn, masks, warm_steps, warm_lr, seed) if warm_steps else model
+    start = torch.full(left.shape, math.log(density / (1 - density)), device=device, dtype=dtype)
+    search = ConcreteSearch(steps, lr, temperature, ExpectedCount(density_slack * keep))
+    s = search.run(
+        start.masked_fill_(~left, -math.inf),
+        _task_gradient(task, network, groups, loss_fn, batch_statistics),
+        seeding.generator(seed, "concrete noise", device=device),
+    )
+    return _like(weights, s.clamp_min(torch.finfo(dtype).min))
+
+
+def _task_gradient(
+    task: str, network: nn.Module, groups: Sequence[Pieces], loss_fn: LossFn, batch_statistics: bool
+) -> Callable[[Tensor, int], Tensor]:
+    """dtask/dm at the mask m, over the images of a step."""
+    advice = "check the data and the initialisation of the network, or lower its option warm_lr"
+    theta = {name: weight.detach() for name, weight in prunable(network).items()}
+    if task == "kl":
+        groups, loss_fn = [_labelled_by(network, pieces, batch_statistics) for pieces in groups], reverse_kl
+
+    def gradient(flat: Tensor, step: int) -> Tensor:
+        m = {name: part.to(theta[name].dtype) for name, part in _like(theta, flat).items()}
+        sparse = {name: weight * m[name] for name, weight in theta.items()}
+        loss = MeanLoss(network, groups[step % len(groups)], loss_fn, "cts", batch_statistics, advice)
+        by_m = _of_gradient_norm(loss, theta, sparse, m) if task == "gradnorm" else _of_loss(loss, theta, sparse)
+        return torch.cat([by_m[name].flatten() for name in theta]).to(flat.dtype)
+
+    return gradient
+
+
+def _of_loss(loss: MeanLoss, theta: Values, sparse: Values) -> Values:
+    """d(100 L)/dm = 100 θ ⊙ ∇L, by the chain rule through θ ⊙ m."""
+    return {name: _SCALE * theta[name] * g for name, g in loss.gradient(sparse).items()}
+
+
+def _of_gradient_norm(loss: MeanLoss, theta: Values, sparse: Values, m: Values) -> Values:
+    """-d‖m ⊙ g‖/dm = -(m ⊙ g² + θ ⊙ H (m² ⊙ g)) / ‖m ⊙ g‖, with g = ∇L and H at θ ⊙ m.
+
+    m ⊙ g is the derivative by θ: the gradient that the sparse network trains with.
+    """
+    g = loss.gradient(sparse)
+    curvature = loss.hessian_vector(sparse, {name: m[name].square() * g[name] for name in g})
+    length = torch.cat([(m[name] * g[name]).flatten() for name in g]).norm()
+    length = length.clamp_min(torch.finfo(length.dtype).tiny)
+    return {name: -(m[name] * g[name].square() + theta[name] * curvature[name]) / length for name in g}
+
+
+def reverse_kl(output: Tensor, dense: Tensor) -> Tensor:
+    """KL(sparse || dense) of the class probabilities, a mean over images; ``dense`` are log-probabilities [n, C]."""
+    return F.kl_div(dense, output.log_softmax(1), reduction="batchmean", log_target=True)
+
+
+def _labelled_by(network: nn.Module, pieces: Pieces, batch_statistics: bool) -> Pieces:
+    """The images of ``pieces`` with the log-probabilities that ``network`` gives them, once for the whole search."""
+    device = next(iter(prunable(network).values())).device
+    with untouched(network), torch.no_grad():
+        network.eval()
+        for module in network.modules():
+            if isinstance(module, _BatchNorm):
+                module.train(batch_statistics)
+        return [(x, network(x.to(device)).log_softmax(1)) for x, _ in pieces]
+
+
+def _warmed(
+    model: nn.Module, groups: Sequence[Pieces], loss_fn: LossFn, masks: Masks, steps: int, lr: float, seed: int
+) -> nn.Module:
+    """A copy of ``model`` after ``steps`` of SGD on the weights that are left; the learning rate falls to 0."""
+    network = copy.deepcopy(model).train().requires_grad_(True)
+    parameters = list(network.parameters())
+    sgd = torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    masks.hold(network, sgd)
+    with seeding.global_stream(seed, "warm-up"):
+        for step in range(steps):
+            sgd.param_groups[0]["lr"] = lr * (1 - step / steps)
+            sgd.zero_grad()
+            pieces = groups[step % len(groups)]
+            images = sum(len(x) for x, _ in pieces)
+            for x, y in pieces:
+                loss = loss_fn(network(x.to(parameters[0].device)), y.to(parameters[0].device))
+                (loss * (len(x) / images)).backward()
+            nn.utils.clip_grad_norm_(parameters, _CLIP)
+            sgd.step()
+    return network
+
+
+def _groups(batches: Pieces, images: int) -> list[Pieces]:
+    """The batches of each step: large ones are cut and small ones put together to hold at least ``images``."""
+    groups: list[list[tuple[Tensor, Tensor]]] = [[]]
+    for x, y in batches:
+        parts = max(1, len(x) // images)
+        for piece in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
+            if sum(len(held) for held, _ in groups[-1]) >= images:
+                groups.append([])
+            groups[-1].append(piece)
+    return list(groups)
+
+
+def _like(weights: Values, flat: Tensor) -> dict[str, Tensor]:
+    """The parts of ``flat``, all weights laid end to end, in the shapes of ``weights``."""
+    parts = flat.split([weight.numel() for weight in weights.values()])
+    return {name: part.view(w.shape) for (name, w), part in zip(weights.items(), parts, strict=True)}
+
+
+def _check_task(task: str) -> None:
+    if task not in TASKS:
+        raise UnknownNameError("task of cts", task, TASKS)
+
+
+def _check_numbers(least: int | None, **options: float) -> None:
+    """AutoSparseError for a number below ``least`` or, without one, that is not positive and finite."""
+    for name, value in options.items():
+        fits = 0 < value < math.inf if least is None else value >= least
+        if not fits:
+            wanted = "a positive number" if least is None else f"{least} or more"
+            raise AutoSparseError(f"cts has {name} {value}: give {wanted}")
