@@ -106,99 +106,80 @@ class Recipe:
         return replace(self, when=replace(self.when, **changed)), own
 
 
+_CROPIT = AtInit(rounds=7, path="halving")
+
 RECIPES: Registry[Recipe] = Registry("method")
-CROPIT = AtInit(rounds=7, path="halving")
-FORCE = "de Jorge et al. 2021, arXiv 2006.09081"
-RECIPES.add("random", Recipe("random", budget="erk"))
-RECIPES.add("synflow", Recipe("synflow", when=AtInit(rounds=100)))
-RECIPES.add("iter-snip", Recipe("snip", when=AtInit(rounds=10), summary="SNIP in nested rounds.", paper=FORCE))
-RECIPES.add("force", Recipe("force", when=AtInit(rounds=10, regrow=True)))
-RECIPES.add("cropit", Recipe("crop", when=CROPIT, summary="CroP in nested rounds."))
-RECIPES.add("npb", Recipe("npb", budget="erk"))
-RECIPES.add("sbp-sr", Recipe("sbp-sr", rescale=True))
-RECIPES.add(
-    "earlycrop",
-    Recipe(
+for _name, _recipe in {
+    "random": Recipe("random", budget="erk"),
+    "synflow": Recipe("synflow", when=AtInit(rounds=100)),
+    "iter-snip": Recipe(
+        "snip",
+        when=AtInit(rounds=10),
+        summary="SNIP in nested rounds.",
+        paper="de Jorge et al. 2021, arXiv 2006.09081",
+    ),
+    "force": Recipe("force", when=AtInit(rounds=10, regrow=True)),
+    "cropit": Recipe("crop", when=_CROPIT, summary="CroP in nested rounds."),
+    "npb": Recipe("npb", budget="erk"),
+    "sbp-sr": Recipe("sbp-sr", rescale=True),
+    "earlycrop": Recipe(
         "crop",
         when=GradientFlow(),
-        rounds=CROPIT,
+        rounds=_CROPIT,
         summary="CroP early in training, once the weights have settled.",
     ),
-)
-RECIPES.add(
-    "gmp",
-    Recipe(
+    "gmp": Recipe(
         "magnitude",
         when=GMP,
         summary="Gradual magnitude pruning on a cubic path.",
         paper="Zhu & Gupta 2017, arXiv 1710.01878",
     ),
-)
-RECIPES.add(
-    "granet",
-    Recipe(
+    "granet": Recipe(
         "magnitude",
         when=GRANET,
         summary="Gradual pruning from a dense network, with regrowth by gradient.",
         paper="Liu et al. 2021, arXiv 2106.10404",
     ),
-)
-RECIPES.add(
-    "granet-sparse",
-    Recipe(
+    "granet-sparse": Recipe(
         "magnitude",
         when=GRANET_SPARSE,
         summary="GraNet from an ERK network of half the weights.",
         paper="Liu et al. 2021, arXiv 2106.10404",
     ),
-)
-RECIPES.add(
-    "rigl",
-    Recipe(
+    "rigl": Recipe(
         "magnitude",
         when=RIGL,
         budget="erk",
         summary="Sparse from the start, weights exchanged for those of large gradient.",
         paper="Evci et al. 2020, arXiv 1911.11134",
     ),
-)
-RECIPES.add(
-    "set",
-    Recipe(
+    "set": Recipe(
         "magnitude",
         when=SET,
         budget="erk",
         summary="Sparse from the start, weights exchanged for random ones.",
         paper="Mocanu et al. 2018, arXiv 1707.04780",
     ),
-)
-RECIPES.add(
-    "ltr",
-    Recipe(
+    "ltr": Recipe(
         "magnitude",
         when=Rewinding(),
         summary="Lottery ticket: rounds of training, pruning and rewinding. An upper bound.",
         paper="Frankle & Carbin 2019, arXiv 1803.03635",
     ),
-)
-RECIPES.add(
-    "sap",
-    Recipe(
+    "sap": Recipe(
         "magnitude",
         when=PQRewinding(),
         summary="Rounds with rewinding that prune as far as the PQ index says.",
         paper="Diao et al. 2023, arXiv 2302.05601",
     ),
-)
-RECIPES.add(
-    "magnitude-after-training",
-    Recipe(
+    "magnitude-after-training": Recipe(
         "magnitude",
         when=AfterTraining(),
         summary="Train dense, prune once, fine-tune. An upper bound.",
         paper="Han et al. 2015, arXiv 1506.02626",
     ),
-)
+}.items():
+    RECIPES.add(_name, _recipe)
 
 
 def list_methods() -> list[str]:

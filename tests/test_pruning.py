@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -190,6 +191,24 @@ def test_keep_connected_holds_the_count_at_high_sparsity(method: str, scorer: Sc
     assert pruned.summary.connected is True
     assert pruned.summary.kept == round(0.002 * pruned.summary.total)
     assert all(layer.kept >= 1 for layer in pruned.summary.layers)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_patterns_and_sanity_checks(
+    method: str, scorer: Scorer, two_batches: list[Batch], conv_net: Net
+) -> None:
+    given: dict[str, Any] = {"method": method, "options": OPTIONS.get(method), "scorer": scorer}
+    pattern = prune(conv_net(), two_batches, granularity="2:4", **given)
+    assert (pattern.masks["classifier.weight"].reshape(10, 2, 4).sum(dim=2) == 2).all()
+    assert pattern.summary.kept == 216 + 72 + 40  # stem and depthwise layer have no four input channels
+    plain, shuffled, inverted = (
+        prune(conv_net(), two_batches, sparsity=0.8, sanity=sanity, **given) for sanity in (None, "shuffle", "invert")
+    )
+    assert shuffled.masks.layer_densities() == plain.masks.layer_densities()
+    assert any(not torch.equal(shuffled.masks[name], plain.masks[name]) for name in plain.masks)
+    assert inverted.masks.kept == plain.masks.kept == 74
+    assert any(not torch.equal(inverted.masks[name], plain.masks[name]) for name in plain.masks)
 
 
 def test_too_few_weights_to_stay_connected_are_refused(two_batches: list[Batch]) -> None:

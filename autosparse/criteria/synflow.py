@@ -11,6 +11,7 @@ from autosparse.criteria.base import Scores, criterion
 from autosparse.criteria.gradients import untouched
 from autosparse.criteria.path_counting import Replaced, check_float64, single_output, substitute
 from autosparse.errors import AutoSparseError, UnknownNameError
+from autosparse.masks import Masks
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -20,7 +21,7 @@ def _applies(model: nn.Module, x: Tensor) -> None:
 
 
 @criterion("synflow", paper="Tanaka et al. 2020, arXiv 2006.05467", check=_applies)
-def synflow(model: nn.Module, example: Tensor, *, dtype: str = "float64") -> Scores:
+def synflow(model: nn.Module, example: Tensor, masks: Masks, *, dtype: str = "float64") -> Scores:
     """Synaptic saliency |w * dR/dw| of the flow R, relative to the largest one.
 
     The scores lie in [0, 1]: one factor for all layers, so that a global threshold compares them as the paper does,
@@ -35,13 +36,15 @@ def synflow(model: nn.Module, example: Tensor, *, dtype: str = "float64") -> Sco
             orders of magnitude keep their order in ``float64`` alone.
 
     Raises:
-        AutoSparseError: as :func:`synaptic_saliency`, or no weight has any flow.
+        AutoSparseError: as :func:`synaptic_saliency`, or no weight of the whole network has any flow.
     """
     if dtype not in _DTYPES:
         raise UnknownNameError("dtype of synflow", dtype, _DTYPES)
     saliency = synaptic_saliency(model, example, _DTYPES[dtype])
     largest = torch.stack([values.max() for values in saliency.values()]).max()
     if not bool(largest > 0):
+        if masks.density < 1:  # what has been removed has cut the network: nothing that is left matters
+            return saliency
         raise AutoSparseError(
             f"synflow finds no path from input to output of {type(model).__name__}: a layer or a norm is zero, or "
             f"{dtype} too small for its flow; choose other initial weights or another method"
