@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from autosparse.criteria import CRITERIA, criterion, list_criteria, mean_gradient, score, untouched
 from autosparse.errors import AutoSparseError, UnknownNameError
-from autosparse.features import NetworkFeatures
-from autosparse.layers import layers_of, prunable
+from autosparse.layers import prunable
 from autosparse.masks import Masks
 from autosparse.scorer.network import Scorer
 from autosparse.seeding import generator, global_stream
@@ -123,44 +122,6 @@ def test_an_exception_restores_the_model_too(conv_net: Net) -> None:
         interrupted()
     assert not model.training
     assert not model.get_buffer("norm.running_mean").any()
-
-
-def test_magnitude_by_hand() -> None:
-    model = nn.Linear(2, 2)
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([[1.0, -2.0], [-0.0, 0.5]]))
-    assert score("magnitude", model)["weight"].tolist() == [[1, 2], [0, 0.5]]
-
-
-def test_snip_by_hand() -> None:
-    model = nn.Linear(2, 2, bias=False)
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([[1.0, -2.0], [0.5, 4.0]]))
-    # L = y . W x, so dL/dW = y xᵀ = [[3, 6], [-1, -2]].
-    batches = [(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]]))]
-    found = score("snip", model, batches=batches, loss_fn=lambda output, y: (output * y).sum())
-    assert found["weight"].tolist() == [[3, 12], [0.5, 8]]
-
-
-def test_autos_is_the_scorer_of_the_features(chain: Net, scorer: Scorer) -> None:
-    model = chain(6, 5, 4)
-    x, y = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
-    found = score("autos", model, batches=[(x, y)], loss_fn=F.cross_entropy, scorer=scorer)
-    gradients = mean_gradient(model, [(x, y)], F.cross_entropy)
-    features = NetworkFeatures("scale-free", layers_of(model), prunable(model), gradients)
-    for layer in layers_of(model):
-        with torch.no_grad():
-            expected = scorer(features.layer(layer).matrix()).reshape(layer.shape)
-        assert torch.allclose(found[layer.name], expected, atol=1e-5)
-
-
-def test_random_is_fixed_by_its_generator(conv_net: Net) -> None:
-    model = conv_net()
-    first, again, other = (score("random", model, generator=generator(seed, "r")) for seed in (0, 0, 1))
-    assert all(torch.equal(first[key], again[key]) for key in first)
-    assert not any(torch.equal(first[key], other[key]) for key in first)
-    flat = torch.cat([value.flatten() for value in first.values()])
-    assert flat.unique().numel() == flat.numel() == 368
 
 
 @pytest.mark.parametrize("sizes", [(12,), (5, 7), (1,) * 12, (10, 1, 1)])
