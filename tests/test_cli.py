@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import TINY, call, run, snapshot
+from commands import TINY, call, error_of, run, snapshot
 
 from autosparse import __version__
 from autosparse.data import load_data
@@ -115,6 +115,15 @@ def test_list_has_a_line_for_every_name(kind: str, names: list[str], capsys: Cap
     first_words = [line.split()[0] for line in result.out.splitlines() if line.strip()]
     for name in names:
         assert name in first_words
+
+
+def test_a_method_is_explained_with_its_options(capsys: Capture) -> None:
+    result = call(capsys, "list", "grasp")
+    assert (result.status, result.err) == (0, "")
+    assert "arXiv 2002.07376" in result.out
+    assert "Options: temperature=200.0, batch_statistics=True" in result.out
+    assert "Options: rounds=1, path=exponential, regrow=False" in result.out
+    assert "did you mean grasp" in error_of(call(capsys, "list", "grsp"))
 
 
 # prune -------------------------------------------------------------------------------------------------------------

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from dataclasses import fields
 from typing import Annotated
 
 import typer
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from autosparse.cli.options import console, help_text
 from autosparse.criteria import CRITERIA
@@ -19,14 +24,20 @@ from autosparse.triggers.init import AtInit
 _MOMENTS = ["at init", "early in training", "during training", "after training", "in rounds of training"]
 
 
+_ENTRY = re.compile(r"^ {4}\w[\w, ]*:")
+
+
 def register(app: typer.Typer) -> None:
     app.command("list", help=help_text(list_command))(list_command)
 
 
 def list_command(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="models, datasets, criteria, methods or scorers.")],
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="KIND", help="models, datasets, criteria, methods or scorers; or a method's name."),
+    ],
 ) -> None:
-    """List models, datasets, criteria, methods or pretrained scorers."""
+    """List models, datasets, criteria, methods or pretrained scorers; or all about one method and its options."""
     listings = {
         "models": _models,
         "datasets": _datasets,
@@ -34,8 +45,11 @@ def list_command(
         "methods": _methods,
         "scorers": _scorers,
     }
+    if kind in list_methods():
+        _explain(kind)
+        return
     if kind not in listings:
-        raise UnknownNameError("kind of list", kind, listings)
+        raise UnknownNameError("kind of list or method", kind, [*listings, *list_methods()])
     rows = listings[kind]()
     table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
     for title in rows[0]:
@@ -81,6 +95,33 @@ def _methods() -> list[tuple[str, ...]]:
         groups.setdefault(recipe.moment.partition(",")[0], []).append((f"  {name}", line))
     rows = [[(moment, ""), *groups[moment]] for moment in sorted(groups, key=_MOMENTS.index)]
     return [("name", "what it does, and where it comes from"), *(row for group in rows for row in group)]
+
+
+def _explain(name: str) -> None:
+    """What a method computes, and the options that ``--method-arg`` sets, with their defaults."""
+    recipe = recipe_of(name)
+    criterion = CRITERIA.get(recipe.criterion)
+    console.print(f"[bold]{name}[/bold]: {recipe.line} {recipe.source}", highlight=False)
+    console.print(f"prunes {recipe.moment}, {recipe.budget} budget, criterion {recipe.criterion}\n", highlight=False)
+    moment = {f.name: getattr(recipe.when, f.name) for f in fields(recipe.when)}
+    for title, options, text in (
+        (f"Criterion {criterion.name}", criterion.options, criterion.function.__doc__),
+        ("When", moment, type(recipe.when).__doc__),
+    ):
+        console.print(f"[bold]{title}[/bold]")
+        for line in _reflowed(text or ""):
+            console.print(Padding(Text(line.lstrip()), (0, 0, 0, len(line) - len(line.lstrip()))))
+        defaults = ", ".join(f"{key}={value}" for key, value in options.items())
+        console.print(f"\nOptions: {defaults or 'none'}\n", highlight=False, markup=False)
+
+
+def _reflowed(docstring: str) -> list[str]:
+    """Paragraphs and entries of a docstring, a line each, for the terminal to wrap."""
+    lines: list[str] = []
+    for line in inspect.cleandoc(docstring).splitlines():
+        begins = not lines or not lines[-1] or not line or _ENTRY.match(line) or lines[-1].endswith(":")
+        lines = [*lines, line] if begins else [*lines[:-1], f"{lines[-1]} {line.strip()}"]
+    return lines
 
 
 def _scorers() -> list[tuple[str, ...]]:
