@@ -117,8 +117,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=128, help="images that are scored, in one batch")
     parser.add_argument("--micro-batch", type=int, default=128, help="images of one backward pass")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--methods", nargs="+", default=methods(), choices=methods())
-    parser.add_argument("--large-images", type=int, default=16, help="images of ResNet-50's batch")
+    parser.add_argument("--large-images", type=int, default=64, help="images of ResNet-50's batch")
     parser.add_argument("--one", nargs=2, metavar=("NETWORK", "METHOD"), help="only measure this, in this process")
     parsed = parse(parser)
     if parsed.one:
@@ -128,7 +129,7 @@ def main() -> None:
         return
     columns = ["", "s", "over SNIP", "memory, MiB", "over a training step"]
     common = (parsed.repeats, parsed.threads, parsed.device)
-    for name in NETWORKS:
+    for name in parsed.networks:
         found = costs(name, [STEP, *parsed.methods], parsed.images, parsed.micro_batch, *common)
         print(f"## Pruning {name} with every method\n")
         print(f"Sparsity {SPARSITY}, {parsed.images} images of 32x32 pixels; {parsed.repeats} repeats in turn.\n")
@@ -137,13 +138,13 @@ def main() -> None:
     print("## Scoring ResNet-50 at 224 pixels\n")
     print(f"{count} images in micro-batches; {parsed.repeats} repeats in turn.\n")
     rows: list[list[object]] = []
-    for micro_batch in (count, count // 4):
-        chosen = [STEP, "snip", "grasp", "prospr"] if micro_batch == count else ["grasp", "prospr"]
-        found = costs(LARGE, [STEP, *chosen[1:]] if STEP in chosen else [STEP, *chosen], count, micro_batch, *common)
-        for row in rows_of(found):
-            if row[0] != STEP or micro_batch == count:
-                what = row[0] if row[0] == STEP else f"{row[0]}, micro-batches of {micro_batch}"
-                rows.append([what, row[1], row[3], row[4]])
+    for micro_batch in (count // 4, count // 16):
+        found = costs(LARGE, [STEP, "snip", "grasp", "prospr"], count, micro_batch, *common)
+        for what, seconds, _, memory, over in rows_of(found):
+            if what != STEP:
+                rows.append([f"{what}, micro-batches of {micro_batch}", seconds, memory, over])
+            elif not rows:
+                rows.append([f"{STEP}, {count} images", seconds, memory, over])
     print(table(["", "s", "memory, MiB", "over a training step"], rows))
 
 
