@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commands import TINY, call, error_of, run, snapshot
+from commands import TINY, call, error_of, interrupt, run, snapshot, start, stop_at
 
 from autosparse import __version__
 from autosparse.data import load_data
@@ -335,3 +336,15 @@ def test_train_scorer_prints_held_out_figures(irp_file: Path, tmp_path: Path) ->
     card = json.loads((tmp_path / "own.json").read_text())
     assert card["features"] == "scale-free"
     assert [source["run"] for source in card["sources"]] == ["resnet20_digits_seed0"]
+
+
+def test_a_resumed_method_must_be_the_one_that_was_begun(tmp_path: Path) -> None:
+    """What an interrupted command has pruned is not taken for what another method would prune."""
+    out = tmp_path / "out"
+    command = ["train", "--out", out, *TINY, "--epochs", 30, "--score-images", 128, "--sparsity", 0.9]
+    process = start(*command, "--method", "snip", cwd=tmp_path)
+    stop_at(process, lambda: (tmp_path / "out.work" / "pruning" / "summary.json").exists())
+    interrupt(process, signal.SIGKILL)
+    (tmp_path / "out.work" / "checkpoint.safetensors").unlink(missing_ok=True)
+    line = error_of(run(*command, "--method", "magnitude", "--resume", cwd=tmp_path))
+    assert "settings.method was 'snip' and is now 'magnitude'" in line

@@ -16,7 +16,8 @@ from rich.console import Console
 from autosparse.arguments import parse_arguments
 from autosparse.data import ImageData, load_data
 from autosparse.errors import AutoSparseError
-from autosparse.scorer.store import DEFAULT_SCORER
+from autosparse.experiment import PruneSettings
+from autosparse.scorer.store import DEFAULT_SCORER, load_scorer
 from autosparse.training import Callback, ProgressBar
 
 console = Console()
@@ -109,14 +110,32 @@ def help_text(command: Callable[..., None]) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-def default_sparsity(given: float | None, granularity: str) -> float | None:
-    """The sparsity that was asked for; without one 0.98, or what an N:M granularity fixes."""
-    return _SPARSITY if given is None and granularity == "weights" else given
+def prune_settings(
+    method: str,
+    sparsity: float | None,
+    method_arg: list[str] | None,
+    granularity: str,
+    *,
+    at_init: bool,
+    **given: Any,
+) -> PruneSettings:
+    """The settings that options ask for, checked before anything costly is done.
 
-
-def parse_method_args(items: list[str] | None) -> dict[str, Any]:
-    """``["rounds=50"]`` as ``{"rounds": 50}``."""
-    return parse_arguments(items or [], "method", "rounds=50")
+    Args:
+        at_init: refuse methods that prune later.
+        given: further fields of :class:`~autosparse.experiment.PruneSettings`.
+    """
+    settings = PruneSettings(
+        sparsity=_SPARSITY if sparsity is None and granularity == "weights" else sparsity,
+        method=method,
+        options=parse_arguments(method_arg or [], "method", "rounds=50"),
+        granularity=granularity,
+        **given,
+    )
+    settings.check(at_init=at_init)
+    if settings.scorer is not None:
+        load_scorer(settings.scorer)
+    return settings
 
 
 def resolve_device(text: str) -> torch.device:

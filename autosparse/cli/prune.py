@@ -29,17 +29,15 @@ from autosparse.cli.options import (
     SparsityOption,
     SplitSeedOption,
     console,
-    default_sparsity,
     help_text,
     load_images,
-    parse_method_args,
+    prune_settings,
     resolve_device,
 )
-from autosparse.experiment import Network, PruneSettings, prune_to_folder
+from autosparse.experiment import Network, prune_to_folder
 from autosparse.files import require_absent
 from autosparse.models import parse_model_args
 from autosparse.pruning import SCORE_BATCH, PruneSummary
-from autosparse.scorer.store import load_scorer
 
 
 def register(app: typer.Typer) -> None:
@@ -81,12 +79,13 @@ def prune_command(
     Writes masks.safetensors, init.safetensors (the initial state), summary.json and layers.png.
     Exactly round((1 - sparsity) * N) of the N weights of convolutions and linear layers are kept.
     """
-    settings = PruneSettings(
-        sparsity=default_sparsity(sparsity, granularity),
-        method=method,
-        options=parse_method_args(method_arg),
+    settings = prune_settings(
+        method,
+        sparsity,
+        method_arg,
+        granularity,
+        at_init=True,
         budget=budget,
-        granularity=granularity,
         min_layer_density=min_layer_density,
         keep_connected=keep_connected,
         sanity=sanity,
@@ -94,9 +93,6 @@ def prune_command(
         score_images=score_images,
         micro_batch=micro_batch,
     )
-    settings.check()
-    if scorer is not None:
-        load_scorer(scorer)
     require_absent(out, force)
     where = resolve_device(device)
     arguments = parse_model_args(model_arg or [])

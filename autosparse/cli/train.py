@@ -29,14 +29,13 @@ from autosparse.cli.options import (
     SplitSeedOption,
     closing_bars,
     console,
-    default_sparsity,
     help_text,
     load_images,
-    parse_method_args,
+    prune_settings,
     resolve_device,
 )
 from autosparse.errors import AutoSparseError
-from autosparse.experiment import Network, PruneSettings, read_pruning, train_to_folder
+from autosparse.experiment import Network, read_pruning, train_to_folder
 from autosparse.models import parse_model_args
 from autosparse.pruning import SCORE_BATCH
 from autosparse.training import TrainConfig
@@ -125,12 +124,13 @@ def train_command(
         raise AutoSparseError("give either --masks DIR (of 'autosparse prune'), --method NAME or --dense")
     settings = None
     if method is not None:
-        settings = PruneSettings(
-            sparsity=default_sparsity(sparsity, granularity),
-            method=method,
-            options=parse_method_args(method_arg),
+        settings = prune_settings(
+            method,
+            sparsity,
+            method_arg,
+            granularity,
+            at_init=False,
             budget=budget,
-            granularity=granularity,
             min_layer_density=min_layer_density,
             keep_connected=keep_connected,
             sanity=sanity,
@@ -138,7 +138,6 @@ def train_command(
             score_images=score_images,
             micro_batch=micro_batch,
         )
-        settings.check(at_init=False)
     config = TrainConfig(
         epochs=epochs,
         batch_size=batch_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from autosparse.rewinding import AfterTrainingPruner, Rewinder, Ticket
 from autosparse.sanity import shuffled
 from autosparse.seeding import derive_seed, generator
 from autosparse.training import Callback, TrainConfig, load_state
+from autosparse.training.loop import check_identity
 from autosparse.triggers.base import MaskSchedule, Target
 from autosparse.triggers.gradient_flow import GradientFlow
 from autosparse.triggers.init import AtInit
@@ -113,7 +114,11 @@ def start_by_method(
     if isinstance(recipe.when, PruneAndRegrow | GradientFlow):
         return Start(config, schedule=_schedule(model, data, recipe, own, settings, config, network.seed))
     folder = work / "pruning"
-    if not folder.exists():
+    if folder.exists():
+        facts = {"network": asdict(network), "data": data.describe(), "settings": asdict(settings)}
+        found = read_pruning(folder)
+        check_identity(work, {name: found.get(name) for name in facts}, facts)
+    else:
         if isinstance(recipe.when, AtInit):
             prune_to_folder(
                 network,

@@ -110,32 +110,25 @@ def train_to_folder(
         if processes.is_main_process:
             _claim(out, unfinished, finished, resume, force)
         model = network.build()
+        start: Start | None = None
         identity: dict[str, Any] = {"network": asdict(network), "dataset": dataset, "data": data.describe()}
-        if pruning is not None:
-            start = start_from_folder(model, pruning, config)
-            identity["pruning"] = start.identity
+        if settings is not None:  # a method may take long: it is begun when nothing speaks against it any more
+            identity["pruning"] = asdict(settings)
         else:
-            identity["pruning"] = {} if settings is None else asdict(settings)
+            start = Start(config) if pruning is None else start_from_folder(model, pruning, config)
+            identity["pruning"] = start.identity
         if resume and finished and not unfinished and not force:
             return _finished(out, {**identity, "config": asdict(config)})
         if not resume and processes.is_main_process:
             shutil.rmtree(work, ignore_errors=True)
         processes.wait_for_everyone()
-        if settings is not None:
+        if start is None:
+            assert settings is not None
+            where, found = torch.device(device), known or Known()
             start = start_by_method(
-                model,
-                network,
-                data,
-                settings,
-                config,
-                work,
-                dataset=dataset,
-                device=torch.device(device),
-                known=known or Known(),
-                callbacks=callbacks,
-            )
-        elif pruning is None:
-            start = Start(config)
+                model, network, data, settings, config, work,
+                dataset=dataset, device=where, known=found, callbacks=callbacks,
+            )  # fmt: skip
         history = train(
             model,
             data,
@@ -149,13 +142,11 @@ def train_to_folder(
             start_step=start.step,
         )
         masks = start.schedule.masks if start.schedule is not None else start.masks
-        summary: dict[str, Any] = {
+        summary = {
             "kind": _TRAINING,
             "schema_version": SCHEMA_VERSION,
             "test_accuracy": evaluate(model, data.test, precision=config.precision) if test else None,
-            "val_accuracy": history[-1].val_accuracy if history else None,
-            "nonzero_weights": sum(int(weight.count_nonzero()) for weight in prunable(model).values()),
-            "seconds": sum(record.seconds for record in history),
+            **_measured(model, history),
             **identity,
             "config": asdict(config),
             "pruned": _outcome(start, model, masks, data),
@@ -166,6 +157,15 @@ def train_to_folder(
             _write_training(out, model, masks, history, summary)
             shutil.rmtree(work, ignore_errors=True)
     return TrainResult(summary["test_accuracy"], history, summary)
+
+
+def _measured(model: nn.Module, history: list[EpochRecord]) -> dict[str, Any]:
+    """Facts about a training that is over, JSON-able."""
+    return {
+        "val_accuracy": history[-1].val_accuracy if history else None,
+        "nonzero_weights": sum(int(weight.count_nonzero()) for weight in prunable(model).values()),
+        "seconds": sum(record.seconds for record in history),
+    }
 
 
 def _outcome(start: Start, model: nn.Module, masks: Masks | None, data: ImageData) -> dict[str, Any]:
