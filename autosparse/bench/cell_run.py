@@ -54,10 +54,12 @@ def run_cell(
 
 
 def network_of(cell: Cell, data: ImageData) -> Network:
+    """The network of ``cell`` for the classes of ``data``."""
     return Network(cell.model, dict(cell.model_args), data.num_classes, data.channels, cell.seed)
 
 
 def settings_of(cell: Cell) -> PruneSettings:
+    """How ``cell`` prunes, as the commands say it."""
     return PruneSettings(
         sparsity=None if cell.granularity else round(1 - cell.density, 12),
         method=cell.method,
