@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from autosparse.criteria import CRITERIA
+from autosparse.criteria.base import fits
 from autosparse.errors import AutoSparseError, UnknownNameError
 from autosparse.registry import Registry
 from autosparse.triggers.gradient_flow import GradientFlow
@@ -98,8 +99,7 @@ class Recipe:
         changed = {name: value for name, value in given.items() if name not in criterion.options}
         for name, value in changed.items():
             default = getattr(self.when, name)
-            fits = type(value) is type(default) or (type(default) is float and type(value) is int)
-            if not (fits or default is None):
+            if not fits(value, default):
                 raise AutoSparseError(f"option {name} is {value!r}: give a value such as {default!r}, its default")
         own = {name: value for name, value in given.items() if name in criterion.options}
         criterion.check_options(own)

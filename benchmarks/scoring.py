@@ -13,7 +13,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from common import Spread, interleave, number, options, parse, ratios, seconds, table
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from autosparse.features import NetworkFeatures
 from autosparse.layers import Layer, layers_of, prunable, total_weights
+from autosparse.measure import measured
 from autosparse.models import seeded_model
 from autosparse.scorer.network import Scorer
 
@@ -58,23 +58,15 @@ def vgg16() -> nn.Module:
     return seeded_model("vgg16", seed=0, num_classes=10)
 
 
-def resident(field: str) -> int:
-    """``VmRSS`` (now) or ``VmHWM`` (the peak) of this process in bytes; Linux only.
-
-    Not getrusage's ru_maxrss: a new process inherits the peak of the one that started it.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{field}:"))
-    return 1024 * int(line.split()[1])
-
-
 def memory_of_this_process(features: str) -> float:
     """Bytes by which peak memory rises while scoring, over the weights' bytes. Needs a process without a past."""
     scorer, task = Scorer(features), Task.of(vgg16())
     Task.of(nn.Linear(64, 64)).score(scorer)
-    before = resident("VmRSS")
-    scores = task.score(scorer)  # as in pruning, the scores of all layers are alive at the end
-    return (resident("VmHWM") - before) / (4 * sum(score.numel() for score in scores.values()))
+    with measured() as cost:
+        scores = task.score(scorer)  # as in pruning, the scores of all layers are alive at the end
+    if cost.peak_bytes is None:
+        raise SystemExit("the peak memory of a process cannot be measured on this system")
+    return cost.peak_bytes / (4 * sum(score.numel() for score in scores.values()))
 
 
 def memory(features: str, threads: int) -> float:

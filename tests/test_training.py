@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from kills import KilledError, StopAfter, StopAtStep
 from torch import Tensor, nn
 
 from autosparse.budget import select
@@ -54,28 +55,6 @@ def equal(first: nn.Module, second: nn.Module) -> bool:
 def told(history: list[EpochRecord]) -> list[dict[str, Any]]:
     """The history without the clock."""
     return [{key: value for key, value in record.as_dict().items() if key != "seconds"} for record in history]
-
-
-class KilledError(Exception):
-    """A kill, as far as the loop can tell."""
-
-
-class StopAfter(Callback):
-    def __init__(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def on_epoch(self, history: list[EpochRecord]) -> None:
-        if history[-1].epoch == self._epoch:
-            raise KilledError
-
-
-class StopAtStep(Callback):
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def on_step(self, step: int, steps: int) -> None:
-        if step == self._step:
-            raise KilledError
 
 
 class Steps(Callback):

@@ -14,6 +14,7 @@ import torch
 
 from autosparse.bench.cells import Cell, digest
 from autosparse.bench.images import images_of
+from autosparse.bench.setting import SETTING
 from autosparse.experiment import Network
 from autosparse.training import Callback, train
 
@@ -48,7 +49,7 @@ def plan(
     with _threads(threads):
         for group in groups.values():
             first = group[0]
-            key = digest({name: first.facts[name] for name in _TIMED})
+            key = digest({name: first.facts[name] for name in SETTING})
             if key not in durations:
                 durations[key] = training_seconds(first, data_dir=data_dir, device=device)
             trainings = _trainings(group, trainings_of)
@@ -62,9 +63,6 @@ def plan(
                 trainings=trainings,
                 seconds=trainings * durations[key],
             )
-
-
-_TIMED = ("model", "model_args", "dataset", "image_size", "split_seed", "train")
 
 
 def _trainings(group: Sequence[Cell], trainings_of: TrainingsOf) -> float:

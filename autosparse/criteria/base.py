@@ -37,6 +37,11 @@ INGREDIENTS: Mapping[str, str] = {
 _FROM_DATA = frozenset({"batches", "gradients", "example"})
 
 
+def fits(value: object, default: Option) -> bool:
+    """Whether an option with ``default`` can have ``value``: its type, an integer for a float, anything for None."""
+    return default is None or type(value) is type(default) or (type(default) is float and type(value) is int)
+
+
 @dataclass(frozen=True)
 class Criterion:
     """A named scoring function, the ingredients that it asks for by the names of its parameters, and its options."""
@@ -66,8 +71,7 @@ class Criterion:
             if name not in self.options:
                 raise UnknownNameError(f"option of {self.name}", name, self.options)
             default = self.options[name]
-            fits = type(value) is type(default) or (type(default) is float and type(value) is int)
-            if not (fits or default is None):
+            if not fits(value, default):
                 raise AutoSparseError(
                     f"option {name} of {self.name} is {value!r}: give a value such as {default!r}, its default"
                 )

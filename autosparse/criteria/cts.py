@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from autosparse import seeding
 from autosparse.criteria.base import Scores, criterion
 from autosparse.criteria.concrete import ConcreteSearch, ExpectedCount
-from autosparse.criteria.gradients import LossFn, untouched
-from autosparse.criteria.hessian import MeanLoss
+from autosparse.criteria.gradients import LossFn
+from autosparse.criteria.hessian import MeanLoss, evaluation
 from autosparse.errors import AutoSparseError, UnknownNameError
 from autosparse.layers import prunable
 from autosparse.masks import Masks
@@ -149,11 +148,7 @@ def reverse_kl(output: Tensor, dense: Tensor) -> Tensor:
 def _labelled_by(network: nn.Module, pieces: Pieces, batch_statistics: bool) -> Pieces:
     """The images of ``pieces`` with the log-probabilities that ``network`` gives them, once for the whole search."""
     device = next(iter(prunable(network).values())).device
-    with untouched(network), torch.no_grad():
-        network.eval()
-        for module in network.modules():
-            if isinstance(module, _BatchNorm):
-                module.train(batch_statistics)
+    with evaluation(network, batch_statistics), torch.no_grad():
         return [(x, network(x.to(device)).log_softmax(1)) for x, _ in pieces]
 
 

@@ -103,7 +103,7 @@ class MeanLoss:
         leaves = {name: value.detach().requires_grad_(True) for name, value in theta.items()}
         total = {name: torch.zeros_like(value) for name, value in theta.items()}
         images = 0
-        with _evaluation(self.model, self.batch_statistics):
+        with evaluation(self.model, self.batch_statistics):
             for x, y in self.batches:
                 # In a function of its own, so that nothing of its graph is alive when the next one is built.
                 self._add_batch(total, leaves, x, y, images, derivative)
@@ -175,7 +175,7 @@ def _has_opaque_backward(gradients: Sequence[Tensor]) -> bool:
 
 
 @contextmanager
-def _evaluation(model: nn.Module, batch_statistics: bool) -> Iterator[None]:
+def evaluation(model: nn.Module, batch_statistics: bool) -> Iterator[None]:
     with untouched(model):
         model.eval()
         for module in model.modules():

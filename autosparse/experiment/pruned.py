@@ -21,6 +21,7 @@ from autosparse.provenance import provenance
 from autosparse.pruning import Pruned, prune, score_batches
 from autosparse.recipes import recipe_of
 from autosparse.report import layer_density_figure, save_figure
+from autosparse.rewinding.ticket import snapshot
 from autosparse.seeding import derive_seed
 from autosparse.training import save_state
 
@@ -68,11 +69,11 @@ def prune_to_folder(
     with exclusive(out):
         require_absent(out, force)
         model = network.build().to(device)
-        initial = state_of(model)
+        initial = snapshot(model)
         with measured(device) as cost:
             pruned = prune_network(model, network, data, settings, gradients)
         if settings.sanity == "reinit" or recipe_of(settings.method).rescale:  # the kept weights have changed
-            initial = state_of(pruned.model)
+            initial = snapshot(pruned.model)
         facts = {**pruned.summary.as_dict(), "peak_bytes": cost.peak_bytes}
         if before is not None:
             facts["seconds"] += before.seconds
@@ -146,11 +147,6 @@ def prune_network(
         pruned.masks.apply(model)
         pruned.summary = replace(pruned.summary, sanity="reinit")
     return pruned
-
-
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the whole state."""
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def read_pruning(folder: Path) -> dict[str, Any]:

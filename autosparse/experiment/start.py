@@ -118,21 +118,20 @@ def start_by_method(
         facts = {"network": asdict(network), "data": data.describe(), "settings": asdict(settings)}
         found = read_pruning(folder)
         check_identity(work, {name: found.get(name) for name in facts}, facts)
+    elif isinstance(recipe.when, AtInit):
+        prune_to_folder(
+            network,
+            data,
+            settings,
+            folder,
+            dataset=dataset,
+            device=device,
+            gradients=known.gradients,
+            before=known.cost,
+        )
     else:
-        if isinstance(recipe.when, AtInit):
-            prune_to_folder(
-                network,
-                data,
-                settings,
-                folder,
-                dataset=dataset,
-                device=device,
-                gradients=known.gradients,
-                before=known.cost,
-            )
-        else:
-            prune = partial(_ticket, recipe.when, network, data, settings, config, known, work, device, callbacks)
-            _ticket_to_folder(prune, network, data, settings, folder, dataset, device, recipe, known.cost.seconds)
+        prune = partial(_ticket, recipe.when, network, data, settings, config, known, work, device, callbacks)
+        _ticket_to_folder(prune, network, data, settings, folder, dataset, device, recipe, known.cost.seconds)
     return start_from_folder(model, folder, config)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kills import KilledError, StopAfter, StopAtStep
 from torch import Tensor, nn
 
 from autosparse.budget import select
@@ -22,7 +23,7 @@ from autosparse.errors import AutoSparseError
 from autosparse.files import load_tensors
 from autosparse.layers import layers_of, prunable, total_weights
 from autosparse.masks import Masks
-from autosparse.training import Callback, EpochRecord, TrainConfig, train
+from autosparse.training import Callback, TrainConfig, train
 from autosparse.triggers.base import HeldMasks, MaskSchedule, Target
 from autosparse.triggers.gradient_flow import GradientFlow
 from autosparse.triggers.prune_regrow import GMP, GRANET, GRANET_SPARSE, RIGL, SET, PruneAndRegrow
@@ -54,28 +55,6 @@ def schedule_of(name: str, model: nn.Module, density: float = DENSITY) -> MaskSc
     if isinstance(settings, GradientFlow):
         return settings.schedule(target, prune_now=by_magnitude)
     return settings.schedule(target, scores=magnitude)
-
-
-class KilledError(Exception):
-    """A kill, as far as the loop can tell."""
-
-
-class StopAfter(Callback):
-    def __init__(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def on_epoch(self, history: list[EpochRecord]) -> None:
-        if history[-1].epoch == self._epoch:
-            raise KilledError
-
-
-class StopAtStep(Callback):
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def on_step(self, step: int, steps: int) -> None:
-        if step == self._step:
-            raise KilledError
 
 
 # Held masks ---------------------------------------------------------------------------------------------------------
