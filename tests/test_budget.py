@@ -91,9 +91,16 @@ def test_zero_sparsity_keeps_all() -> None:
 
 
 def test_budgets_are_listed_and_misses_suggested() -> None:
-    assert list_budgets() == ["erk", "global", "uniform"]
+    assert list_budgets() == ["erk", "global", "synexp", "uniform"]
     with pytest.raises(UnknownNameError, match="did you mean uniform"):
         select(random_scores(TWO), TWO, 2, budget="unifrom")
+
+
+def test_synexp_keeps_the_same_number_everywhere_and_leaves_small_layers_dense() -> None:
+    layers = layers_of_shapes((10, 1), (10, 10), (100, 10))
+    np.testing.assert_allclose(densities("synexp", layers, 110 / 1110), [1, 0.5, 0.05])
+    np.testing.assert_allclose(densities("synexp", layers, 15 / 1110), [0.5, 0.05, 0.005])
+    np.testing.assert_allclose(densities("synexp", layers, 1), [1, 1, 1])
 
 
 def test_uniform_is_the_same_density_everywhere() -> None:

@@ -47,6 +47,22 @@ def erdos_renyi_kernel(layers: Sequence[Layer], density: float) -> np.ndarray:
     return np.ones(len(layers))
 
 
+@BUDGETS.register("synexp")
+def synexp_optimal(layers: Sequence[Layer], density: float) -> np.ndarray:
+    """The densities that maximise the sum of their logarithms: every layer keeps the same number of weights, or all.
+
+    PreCrop (arXiv 2203.02549) maximises the expected SynFlow score, whose logarithm is that sum up to a constant. With
+    multiplier 1/K of the budget, the optimum is p_l = min(1, K / size_l): the water level K that fills the budget.
+    """
+    sizes = np.sort(np.array([layer.size for layer in layers], dtype=float))
+    wanted = density * sizes.sum()
+    below = np.concatenate([[0.0], np.cumsum(sizes)])  # the weights of the smallest layers
+    levels = (wanted - below[:-1]) / np.arange(len(sizes), 0, -1)
+    full = np.flatnonzero(levels <= sizes)  # the first layer that the level does not fill
+    level = levels[full[0]] if len(full) else sizes[-1]
+    return np.minimum(1.0, level / np.array([layer.size for layer in layers]))
+
+
 def layer_counts(capacity: Sequence[int], wanted: np.ndarray, keep: int) -> list[int]:
     """Whole counts a layer, summing to ``keep``, that follow fractional counts ``wanted`` within each ``capacity``.
 

@@ -80,8 +80,8 @@ ScorerOption = Annotated[
 BudgetOption = Annotated[
     str | None,
     typer.Option(
-        help="global (one threshold for the network), uniform or erk (fixed layer densities), or like:METHOD (the "
-        "layer densities of another method).",
+        help="global (one threshold for the network), uniform, erk or synexp (fixed layer densities), or like:METHOD "
+        "(the layer densities of another method).",
         show_default="the method's own",
     ),
 ]

@@ -55,7 +55,9 @@ def npb(
             on paths.
     """
     if counts is None:
-        raise AutoSparseError("npb needs a budget that fixes how many weights each layer keeps: choose erk or uniform")
+        raise AutoSparseError(
+            "npb needs a budget that fixes how many weights each layer keeps: choose erk, synexp or uniform"
+        )
     layers = {layer.name: layer for layer in layers_of(model)}
     network = PathNetwork("npb", model, example)
     taps = _usable_taps(network)

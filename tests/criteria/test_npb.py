@@ -177,7 +177,7 @@ def test_a_layer_that_keeps_nothing_cuts_every_path_and_counts_still_hold(chain:
 
 
 def test_a_global_budget_is_refused(conv_net: Net) -> None:
-    with pytest.raises(AutoSparseError, match=r"^npb needs a budget .*: choose erk or uniform$"):
+    with pytest.raises(AutoSparseError, match=r"^npb needs a budget .*: choose erk, synexp or uniform$"):
         npb(conv_net(), (3, 8, 8), None)
 
 

@@ -1,0 +1,1 @@
+"""Coupled channels, and networks without some of them."""
