@@ -101,8 +101,8 @@ class Request:
     Args:
         sparsity: fraction of the weights that is removed; ``None`` with an N:M granularity, which fixes it.
         options: of the method's trigger (``rounds``) and of its criterion.
-        budget: ``global``, ``uniform``, ``erk``, ``synexp`` or ``like:METHOD`` (the layer densities of another method at
-            the same sparsity); by default what the method names.
+        budget: ``global``, ``uniform``, ``erk``, ``synexp`` or ``like:METHOD`` (the layer densities of another method
+            at the same sparsity); by default what the method names.
         granularity: ``weights``, or ``N:M``.
         min_layer_density: every layer keeps at least this fraction of its weights.
         keep_connected: every layer keeps a weight that lies on a path from input to output.
