@@ -11,7 +11,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,timm,ray]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,timm,ray,onnx]'
 	touch $@
 
 demo: install

@@ -3,10 +3,14 @@
 pruned = autosparse.prune(model, data=batches, sparsity=0.98)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 pruned.hold(optimizer)
+
+small = autosparse.shrink(model, data=batches, method="precrop", flops=0.5)
 """
 
 from importlib.metadata import PackageNotFoundError, version
 
+from autosparse.channels.recipes import list_channel_methods
+from autosparse.channels.store import load
 from autosparse.criteria import list_criteria
 from autosparse.data import list_datasets
 from autosparse.errors import AutoSparseError
@@ -15,6 +19,7 @@ from autosparse.models import list_models
 from autosparse.pruning import CollapseWarning, Pruned, prune
 from autosparse.recipes import list_methods
 from autosparse.scorer.store import list_scorers, load_scorer
+from autosparse.shrinking import ShrinkPlan, plan_shrink, shrink
 
 try:
     __version__ = version("autosparse")
@@ -26,11 +31,16 @@ __all__ = [
     "CollapseWarning",
     "Masks",
     "Pruned",
+    "ShrinkPlan",
+    "list_channel_methods",
     "list_criteria",
     "list_datasets",
     "list_methods",
     "list_models",
     "list_scorers",
+    "load",
     "load_scorer",
+    "plan_shrink",
     "prune",
+    "shrink",
 ]

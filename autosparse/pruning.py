@@ -234,7 +234,7 @@ def prune(
             f"method '{method}'{' with keep_connected' if keep_connected else ''} needs data: "
             "pass data=, any iterable of (images, labels) batches with at least one"
         )
-    chosen = _scorer(scorer) if "scorer" in criterion.needs else None
+    chosen = named_scorer(scorer) if "scorer" in criterion.needs else None
     ingredients = {"batches": batches, "loss_fn": loss_fn, "scorer": chosen[1] if chosen else None}
     keep = _keep(layers, sparsity, blocks)
     rule = _budget(model, budget or recipe.budget, keep, seed, gradients, ingredients)
@@ -295,14 +295,15 @@ def _budget(
     other = recipe_of(name.removeprefix(_LIKE))
     given = dict(ingredients)
     if "scorer" in CRITERIA.get(other.criterion).needs and given["scorer"] is None:
-        given["scorer"] = _scorer(None)[1]
+        given["scorer"] = named_scorer(None)[1]
     choice = Choice(other.criterion, {}, other.at_init, other.budget)
     # Its own stream: the same numbers in the scores of both would make random masks choose themselves.
     masks, _ = choose(model, choice, keep, gradients=gradients, generator=generator(seed, "like"), **given)
     return like(masks)
 
 
-def _scorer(scorer: Scorer | str | Path | None) -> tuple[str, Scorer]:
+def named_scorer(scorer: Scorer | str | Path | None) -> tuple[str, Scorer]:
+    """A scorer and what to call it: one given in Python, or a pretrained one or a file by name."""
     if isinstance(scorer, Scorer):
         return "(given in Python)", scorer
     loaded = load_scorer(scorer)

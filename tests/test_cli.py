@@ -28,7 +28,12 @@ OPTIONS = {
     "prune": "out model model-arg sparsity method method-arg scorer budget granularity min-layer-density "
     "keep-connected sanity dataset score-images image-size split-seed data-dir seed device micro-batch force",
     "bench": "out jobs ray dry-run device data-dir retry-failed",
-    "train": "out masks dense method sparsity method-arg model model-arg epochs batch-size lr schedule "
+    "shrink": "out model model-arg flops params channels method method-arg spread keep round-to scorer dataset "
+    "score-images image-size split-seed data-dir seed device micro-batch force",
+    "export": "onnx program",
+    "measure": "against alone batch-sizes threads seconds device json",
+    "train": "out masks dense method where when what flops params channels spread keep round-to sparsity method-arg "
+    "model model-arg epochs batch-size lr schedule "
     "momentum weight-decay precision no-augment "
     "dataset image-size split-seed data-dir seed device resume force",
     "generate": "out model model-arg rounds final-density schedule criterion scope rewind-steps name epochs batch-size "

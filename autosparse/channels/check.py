@@ -16,6 +16,7 @@ from autosparse.channels.groups import ChannelGroup, Coupling
 from autosparse.channels.surgery import shrink_, zero_
 from autosparse.criteria.gradients import untouched
 from autosparse.errors import AutoSparseError
+from autosparse.outputs import tensors_in
 from autosparse.seeding import generator
 
 _TOLERANCE = 1e-3  # of the largest output: far above rounding in float32, far below a channel in the wrong place
@@ -60,10 +61,10 @@ def _difference(twin: nn.Module, coupling: Coupling, groups: tuple[ChannelGroup,
     zero_(zeroed, coupling, kept)
     try:
         shrink_(small, coupling, kept)
-        found = _first(small(x))
+        found = next(tensors_in(small(x)))
     except Exception as error:  # whatever the user's module raises when its shapes no longer fit
         return next(iter(str(error).splitlines()), type(error).__name__)
-    expected = _first(zeroed(x))
+    expected = next(tensors_in(zeroed(x)))
     scale = float(expected.abs().max())
     if found.shape != expected.shape or not float((found - expected).abs().max()) <= _TOLERANCE * max(scale, 1e-6):
         return "the output changes"
@@ -89,14 +90,6 @@ def _randomised(model: nn.Module) -> nn.Module:
         if name.endswith("running_var"):
             buffer.copy_(0.5 + torch.rand(buffer.shape, generator=stream))
     return twin
-
-
-def _first(output: object) -> Tensor:
-    """The first tensor of whatever a network returns."""
-    if isinstance(output, Tensor):
-        return output
-    values = output.values() if isinstance(output, dict) else output
-    return _first(next(iter(values)))  # type: ignore[call-overload]
 
 
 def _message(model: nn.Module, culprits: Mapping[ChannelGroup, str]) -> str:

@@ -77,8 +77,9 @@ def costs_of(model: nn.Module, coupling: Coupling, example: Tensor) -> Costs:
         if isinstance(module, (_CONV, nn.Linear)):
             # A grouped convolution's kernels keep their inputs: its cost follows its outputs alone.
             grouped = getattr(module, "groups", 1) > 1
-            outputs = forms.of(name, "out", module.weight.shape[0])
-            inputs = forms.constant(1.0) if grouped else forms.of(name, "in", module.weight.shape[1])
+            written, read = _sides(module)
+            outputs = forms.of(name, "out", written)
+            inputs = forms.constant(1.0) if grouped else forms.of(name, "in", read)
             per_weight = module.weight.numel() / (outputs.full * inputs.full)
             params.add(per_weight, outputs, inputs)
             if module.bias is not None:
@@ -108,8 +109,15 @@ def layer_forms(model: nn.Module, coupling: Coupling) -> Iterator[tuple[str, np.
     forms = _Forms(model, coupling)
     for name, module in model.named_modules():
         if isinstance(module, (_CONV, nn.Linear)) and getattr(module, "groups", 1) == 1:
-            outputs, inputs = module.weight.shape[:2]
-            yield name, forms.of(name, "out", outputs).row, forms.of(name, "in", inputs).row
+            written, read = _sides(module)
+            yield name, forms.of(name, "out", written).row, forms.of(name, "in", read).row
+
+
+def _sides(layer: nn.modules.conv._ConvNd | nn.Linear) -> tuple[int, int]:
+    """How many outputs and inputs a layer has."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return layer.out_channels, layer.in_channels
 
 
 def count_flops(model: nn.Module, example: Tensor) -> dict[str, int]:

@@ -26,6 +26,7 @@ from autosparse._torchvision import ensure_torchvision
 from autosparse.channels.check import check_coupling
 from autosparse.channels.groups import ChannelGroup, Coupling, Member, Side
 from autosparse.errors import AutoSparseError
+from autosparse.outputs import tensors_in
 
 _CONV = nn.modules.conv._ConvNd
 
@@ -75,7 +76,7 @@ def _trace(model: nn.Module, example: Tensor) -> _Graph:
     outputs: set[Any] = set()
 
     def note(output: Any) -> Any:
-        outputs.update(tensor.grad_fn for tensor in _tensors(output) if tensor.grad_fn is not None)
+        outputs.update(tensor.grad_fn for tensor in tensors_in(output) if tensor.grad_fn is not None)
         return output
 
     graph = tp.DependencyGraph()
@@ -96,15 +97,6 @@ def _trace(model: nn.Module, example: Tensor) -> _Graph:
     parameters = {parameter: name for name, parameter in traced.named_parameters()}
     nodes = list(graph.module2node.values())
     return _Graph(traced, nodes, graph.get_pruner_of_module, names, parameters, outputs, attentions)
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        yield from itertools.chain.from_iterable(map(_tensors, output.values()))
-    elif isinstance(output, (list, tuple)):
-        yield from itertools.chain.from_iterable(map(_tensors, output))
 
 
 def _has_heads(module: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -107,3 +107,28 @@ def check_kept(coupling: Coupling, kept: Kept) -> None:
             raise AutoSparseError(f"channel group '{name}' has {widths[name]} channels: give that many bools")
         if not mask.any():
             raise AutoSparseError(f"channel group '{name}' would vanish: keep one of its {widths[name]} channels")
+
+
+def without(coupling: Coupling, kept: Kept) -> Coupling:
+    """The coupling of the network that is left when only the channels of ``kept`` stay.
+
+    Args:
+        kept: for groups by name; the others stay whole.
+    """
+    check_kept(coupling, kept)
+    stays = {group.name: kept.get(group.name, np.ones(group.width, dtype=bool)) for group in coupling}
+    gone: dict[tuple[str, Side], list[np.ndarray]] = {}
+    for group in coupling:
+        for member in group.members:
+            gone.setdefault((member.module, member.side), []).append(member.positions[~stays[group.name]].ravel())
+    removed = {place: np.sort(np.concatenate(parts)) for place, parts in gone.items()}
+
+    def moved(member: Member, stay: np.ndarray) -> Member:
+        positions = member.positions[stay]
+        return replace(member, positions=positions - np.searchsorted(removed[member.module, member.side], positions))
+
+    groups = (
+        replace(group, members=tuple(moved(member, stays[group.name]) for member in group.members))
+        for group in coupling
+    )
+    return Coupling(tuple(groups), coupling.fixed)

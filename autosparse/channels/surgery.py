@@ -32,7 +32,7 @@ def shrink_(model: nn.Module, coupling: Coupling, kept: Kept) -> None:
     for group, member, gone in _removed(coupling, kept):
         lost[member.module, member.side] += gone.tolist()
         if group.attention is not None and member is group.members[0]:
-            _drop_heads(model.get_submodule(group.attention), int((~kept[group.name]).sum()))
+            drop_heads(model.get_submodule(group.attention), int((~kept[group.name]).sum()))
     # Inputs first: a grouped convolution that lost its outputs down to one group looks like an ungrouped one.
     for (name, side), positions in sorted(lost.items(), key=lambda item: item[0][1] != "in"):
         _cut(model.get_submodule(name), side, sorted(positions))
@@ -96,7 +96,8 @@ def _cut_grouped(conv: nn.modules.conv._ConvNd, side: str, positions: list[int])
         conv.bias = nn.Parameter(conv.bias.detach()[stay])
 
 
-def _drop_heads(attention: nn.Module, count: int) -> None:
+def drop_heads(attention: nn.Module, count: int) -> None:
+    """Tell an attention module that it has ``count`` heads less (or more, if negative); its layers are not touched."""
     size = attention.proj.in_features // attention.num_heads  # type: ignore[union-attr,operator]
     attention.num_heads -= count  # type: ignore[assignment,operator]
     if isinstance(getattr(attention, "attn_dim", None), int):

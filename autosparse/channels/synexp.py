@@ -1,9 +1,10 @@
 """SynExp-optimal widths: the allocation of PreCrop, over coupled channel groups.
 
-PreCrop (arXiv 2203.02549) chooses layer densities p_l that maximise SynExp, the expected SynFlow score over random
-masks and weights. On a chain its logarithm is a constant plus the sum of log p_l, which knows neither data nor weight
-values. Here channels are removed on both sides of a layer, so that p_l = w_in w_out, where w_g is the share that stays
-of channel group g, and all tensors that additions tie share one w_g. With u_g = log w_g that is a geometric program:
+PreCrop (Cai et al. 2022, arXiv 2203.02549) chooses layer densities p_l that maximise SynExp, the expected SynFlow
+score over random masks and weights. On a chain its logarithm is a constant plus the sum of log p_l, which knows
+neither data nor weight values. Here channels are removed on both sides of a layer, so that p_l = w_in w_out, where w_g
+is the share that stays of channel group g, and all tensors that additions tie share one w_g. With u_g = log w_g that is
+a geometric program:
 
     maximise    sum over layers of (u_in + u_out)
     subject to  cost_k(exp u) <= budget_k  for parameters, FLOPs, or both
@@ -16,26 +17,17 @@ and depthwise convolutions cost, but multiply no number of paths: they are left 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from torch import nn
 
 from autosparse.channels.costs import Bilinear, layer_forms
 from autosparse.channels.groups import Coupling
+from autosparse.channels.widths import Budget
 from autosparse.errors import BudgetError
 
 _GAP = 1e-10  # of the objective to its optimum
-
-
-@dataclass(frozen=True)
-class Budget:
-    """``cost(widths) <= limit``."""
-
-    name: str
-    cost: Bilinear
-    limit: float
 
 
 def path_weights(model: nn.Module, coupling: Coupling) -> np.ndarray:
@@ -50,7 +42,7 @@ def path_weights(model: nn.Module, coupling: Coupling) -> np.ndarray:
 
 def synexp_widths(
     coupling: Coupling, weights: np.ndarray, budgets: Sequence[Budget], *, widen: bool = False
-) -> Mapping[str, float]:
+) -> dict[str, float]:
     """Widths, as real numbers, that maximise the sum over groups of ``weights * log(width)`` within the budgets.
 
     Args:
@@ -61,7 +53,7 @@ def synexp_widths(
         BudgetError: one channel in every group costs more than a budget.
     """
     program = _Program(np.array([*coupling.widths.values()], dtype=np.float64), weights, budgets, widen)
-    return dict(zip(coupling.widths, np.exp(program.solve()), strict=True))
+    return dict(zip(coupling.widths, np.exp(program.solve()).tolist(), strict=True))
 
 
 class _Program:
@@ -74,15 +66,15 @@ class _Program:
     def __init__(self, full: np.ndarray, weights: np.ndarray, budgets: Sequence[Budget], widen: bool) -> None:
         self.weights = weights
         self.upper = np.full(len(full), np.inf) if widen else np.log(full)
-        self.budgets = budgets
         #: cost = v Q v / 2 with v = (1, widths)
         self.forms = [_quadratic(budget.cost) for budget in budgets]
-        for budget in budgets:
-            least, most = budget.cost.at(np.ones(len(full))), budget.cost.at(full)
-            if budget.limit < least:
+        self.limits = np.array([budget.share * budget.cost.at(full) for budget in budgets])
+        for budget, limit in zip(budgets, self.limits, strict=True):
+            least = budget.cost.at(np.ones(len(full)))
+            if limit * (1 + 1e-12) < least:
                 raise BudgetError(
-                    f"{budget.name} of {budget.limit / most:.4f} cannot be reached: one channel in every group is "
-                    f"{least / most:.4f} of the dense network's"
+                    f"{budget.name} of {budget.share:.4g} cannot be reached: with one channel in every group there "
+                    f"are {least / budget.cost.at(full):.4g} of them"
                 )
 
     def solve(self) -> np.ndarray:
@@ -93,7 +85,7 @@ class _Program:
         free = self.upper > 0  # a group of one channel has nothing to choose
         if not free.any() or not x.any():
             return x
-        constraints = len(self.budgets) + int(free.sum()) + int((free & np.isfinite(self.upper)).sum())
+        constraints = len(self.forms) + int(free.sum()) + int((free & np.isfinite(self.upper)).sum())
         scale = max(1.0, float(np.abs(self.weights).sum()))
         sharpness = 1.0
         while True:
@@ -114,7 +106,7 @@ class _Program:
         """log(budget) - log(cost), one each."""
         v = np.concatenate([[1.0], np.exp(x)])
         costs = np.array([v @ form @ v / 2 for form in self.forms])
-        return np.log([budget.limit for budget in self.budgets]) - np.log(costs)
+        return np.log(self.limits) - np.log(costs)
 
     def _barrier(self, x: np.ndarray, free: np.ndarray, sharpness: float) -> float:
         slack = self._slack(x)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import fields
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from autosparse.channels.criteria import CHANNEL_CRITERIA
+from autosparse.channels.recipes import CHANNEL_RECIPES, channel_recipe_of, list_channel_methods
 from autosparse.cli.options import console, help_text
-from autosparse.criteria import CRITERIA
+from autosparse.criteria import CRITERIA, Criterion
 from autosparse.data import list_datasets
 from autosparse.errors import UnknownNameError
 from autosparse.models import list_models
@@ -22,7 +24,7 @@ from autosparse.scorer.store import DEFAULT_SCORER, list_scorers, load_scorer
 from autosparse.triggers.init import AtInit
 
 _MOMENTS = ["at init", "early in training", "during training", "after training", "in rounds of training"]
-
+_WEIGHTS, _CHANNELS = "weights", "channels"
 
 _ENTRY = re.compile(r"^ {4}\w[\w, ]*:")
 
@@ -45,11 +47,12 @@ def list_command(
         "methods": _methods,
         "scorers": _scorers,
     }
-    if kind in list_methods():
+    methods = [*list_methods(), *list_channel_methods()]
+    if kind in methods:
         _explain(kind)
         return
     if kind not in listings:
-        raise UnknownNameError("kind of list or method", kind, [*listings, *list_methods()])
+        raise UnknownNameError("kind of list or method", kind, [*listings, *methods])
     rows = listings[kind]()
     table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
     for title in rows[0]:
@@ -80,37 +83,61 @@ def _datasets() -> list[tuple[str, ...]]:
 
 
 def _criteria() -> list[tuple[str, ...]]:
-    return [("name", "score of a weight", "source"), *((n, c.summary, c.paper) for n, c in CRITERIA.items())]
+    rows = [(n, _WEIGHTS, c.summary, c.paper) for n, c in CRITERIA.items()]
+    rows += [(n, _CHANNELS, c.summary, c.paper) for n, c in CHANNEL_CRITERIA.items()]
+    return [("name", "scores", "score", "source"), *rows]
 
 
 def _methods() -> list[tuple[str, ...]]:
-    """Methods in groups by the moment at which they prune."""
-    groups: dict[str, list[tuple[str, ...]]] = {}
+    """Methods in groups by what they remove and the moment at which they prune."""
+    groups: dict[tuple[str, str], list[tuple[str, ...]]] = {}
     for name in list_methods():
         recipe = recipe_of(name)
-        budget = [] if recipe.budget == "global" else [f"{recipe.budget} budget"]
-        rounds = [f"{recipe.when.rounds} rounds"] if isinstance(recipe.when, AtInit) and recipe.when.rounds > 1 else []
-        how = f" ({', '.join([*rounds, *budget])})" if rounds or budget else ""
-        line = f"{recipe.line.removesuffix('.')}{how}. {recipe.source}".strip()
-        groups.setdefault(recipe.moment.partition(",")[0], []).append((f"  {name}", line))
-    rows = [[(moment, ""), *groups[moment]] for moment in sorted(groups, key=_MOMENTS.index)]
+        how = [_rounds(recipe.when), "" if recipe.budget == "global" else f"{recipe.budget} budget"]
+        row = _method_row(name, recipe.line, how, recipe.source)
+        groups.setdefault((_WEIGHTS, recipe.moment.partition(",")[0]), []).append(row)
+    for name in list_channel_methods():
+        channels = channel_recipe_of(name)
+        row = _method_row(name, channels.line, [_rounds(channels.when)], channels.source)
+        groups.setdefault((_CHANNELS, channels.moment.partition(",")[0]), []).append(row)
+    order = sorted(groups, key=lambda group: (group[0] == _CHANNELS, _MOMENTS.index(group[1])))
+    rows = [[(f"{where} {moment}", ""), *groups[where, moment]] for where, moment in order]
     return [("name", "what it does, and where it comes from"), *(row for group in rows for row in group)]
+
+
+def _rounds(when: object) -> str:
+    return f"{when.rounds} rounds" if isinstance(when, AtInit) and when.rounds > 1 else ""
+
+
+def _method_row(name: str, line: str, details: list[str], source: str) -> tuple[str, ...]:
+    how = ", ".join(detail for detail in details if detail)
+    return f"  {name}", f"{line.removesuffix('.')}{f' ({how})' if how else ''}. {source}".strip()
 
 
 def _explain(name: str) -> None:
     """What a method computes, and the options that ``--method-arg`` sets, with their defaults."""
-    recipe = recipe_of(name)
-    criterion = CRITERIA.get(recipe.criterion)
-    console.print(f"[bold]{name}[/bold]: {recipe.line} {recipe.source}", highlight=False)
-    console.print(f"prunes {recipe.moment}, {recipe.budget} budget, criterion {recipe.criterion}\n", highlight=False)
-    moment = {f.name: getattr(recipe.when, f.name) for f in fields(recipe.when)}
-    for title, options, text in (
-        (f"Criterion {criterion.name}", criterion.options, criterion.function.__doc__),
-        ("When", moment, type(recipe.when).__doc__),
-    ):
+    if name in CHANNEL_RECIPES:
+        channels = channel_recipe_of(name)
+        criterion = CHANNEL_CRITERIA.get(channels.criterion) if channels.criterion else None
+        how = f"removes channels {channels.moment}, spread {channels.spread}"
+        _print_method(name, channels.line, channels.source, how, criterion, channels.when)
+    else:
+        recipe = recipe_of(name)
+        how = f"prunes weights {recipe.moment}, {recipe.budget} budget"
+        _print_method(name, recipe.line, recipe.source, how, CRITERIA.get(recipe.criterion), recipe.when)
+
+
+def _print_method(name: str, line: str, source: str, how: str, criterion: Criterion[Any] | None, when: Any) -> None:
+    console.print(f"[bold]{name}[/bold]: {line} {source}", highlight=False)
+    console.print(f"{how}, criterion {criterion.name if criterion else 'none'}\n", highlight=False)
+    moment = {f.name: getattr(when, f.name) for f in fields(when)}
+    parts = [("When", moment, type(when).__doc__)]
+    if criterion:
+        parts.insert(0, (f"Criterion {criterion.name}", dict(criterion.options), criterion.function.__doc__))
+    for title, options, text in parts:
         console.print(f"[bold]{title}[/bold]")
-        for line in _reflowed(text or ""):
-            console.print(Padding(Text(line.lstrip()), (0, 0, 0, len(line) - len(line.lstrip()))))
+        for part in _reflowed(text or ""):
+            console.print(Padding(Text(part.lstrip()), (0, 0, 0, len(part) - len(part.lstrip()))))
         defaults = ", ".join(f"{key}={value}" for key, value in options.items())
         console.print(f"\nOptions: {defaults or 'none'}\n", highlight=False, markup=False)
 

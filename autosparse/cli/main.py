@@ -10,7 +10,20 @@ from typing import Annotated
 
 import typer
 
-from autosparse.cli import bench, demo, generate, listing, prune, report, show, train, train_scorer
+from autosparse.cli import (
+    bench,
+    demo,
+    export,
+    generate,
+    listing,
+    measure,
+    prune,
+    report,
+    show,
+    shrink,
+    train,
+    train_scorer,
+)
 from autosparse.errors import AutoSparseError
 from autosparse.files import write_errors
 
@@ -26,7 +39,7 @@ app = typer.Typer(
     "with prune, or look at everything at once with demo.",
     epilog="Example:  autosparse prune --model vgg16 --sparsity 0.98 --out runs/vgg16",
 )
-for module in (prune, train, generate, train_scorer, bench, report, show, listing, demo):
+for module in (prune, shrink, train, export, measure, generate, train_scorer, bench, report, show, listing, demo):
     module.register(app)
 
 # Typer may bring its own copy of click, whose base error it does not export.

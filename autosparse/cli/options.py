@@ -16,7 +16,7 @@ from rich.console import Console
 from autosparse.arguments import parse_arguments
 from autosparse.data import ImageData, load_data
 from autosparse.errors import AutoSparseError
-from autosparse.experiment import PruneSettings
+from autosparse.experiment import PruneSettings, ShrinkSettings
 from autosparse.scorer.store import DEFAULT_SCORER, load_scorer
 from autosparse.training import Callback, ProgressBar
 
@@ -25,7 +25,7 @@ console = Console()
 _SPARSITY = 0.98
 
 # Panels of the help, in the order of their first option.
-IMAGES, TRAINING, RUN = "Images", "Training", "Where and how to run"
+CHANNELS, IMAGES, TRAINING, RUN = "Channels", "Images", "Training", "Where and how to run"
 
 ModelOption = Annotated[
     str,
@@ -104,6 +104,40 @@ DeviceOption = Annotated[
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.", rich_help_panel=RUN)]
 
 
+# Removing channels.
+ChannelsOption = Annotated[
+    float | None, typer.Option(help="Keep at most this share of the channels.", rich_help_panel=CHANNELS)
+]
+ParamsOption = Annotated[
+    float | None, typer.Option(help="Keep at most this share of the parameters.", rich_help_panel=CHANNELS)
+]
+FlopsOption = Annotated[
+    float | None, typer.Option(help="Keep at most this share of the FLOPs.", rich_help_panel=CHANNELS)
+]
+SpreadOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How the budget is spread over the layers: global (one threshold on the scores), uniform (the same share "
+        "of each) or synexp (PreCrop's widths).",
+        show_default="the method's own",
+        rich_help_panel=CHANNELS,
+    ),
+]
+KeepOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep", metavar="MODULE", help="Leave this module's channels alone. Repeatable.", rich_help_panel=CHANNELS
+    ),
+]
+RoundToOption = Annotated[
+    int,
+    typer.Option(
+        help="Channel counts are multiples of this (in narrow layers of a smaller power of two).",
+        rich_help_panel=CHANNELS,
+    ),
+]
+
+
 def help_text(command: Callable[..., None]) -> str:
     """The docstring with every paragraph on one line: the help wraps it to the terminal's width."""
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
@@ -132,6 +166,16 @@ def prune_settings(
         granularity=granularity,
         **given,
     )
+    settings.check(at_init=at_init)
+    if settings.scorer is not None:
+        load_scorer(settings.scorer)
+    return settings
+
+
+def shrink_settings(method: str, method_arg: list[str] | None, *, at_init: bool, **given: Any) -> ShrinkSettings:
+    """As :func:`prune_settings`, for methods that remove channels."""
+    options = parse_arguments(method_arg or [], "method", "rounds=5")
+    settings = ShrinkSettings(method=method, options=options, **given)
     settings.check(at_init=at_init)
     if settings.scorer is not None:
         load_scorer(settings.scorer)

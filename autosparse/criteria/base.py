@@ -1,11 +1,15 @@
-"""The contract of a criterion, and their registry."""
+"""The contract of a criterion, and their registry.
+
+Criteria of channels (:mod:`autosparse.channels.criteria`) keep the same contract with scores of another form and a
+registry of their own; what both share is generic in the scores ``S``.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +22,7 @@ from autosparse.registry import Registry
 from autosparse.scorer.network import Scorer
 
 Scores = dict[str, Tensor]
+S = TypeVar("S")
 Option = int | float | bool | str | None
 
 #: What a criterion may ask for by the name of a parameter.
@@ -43,11 +48,11 @@ def fits(value: object, default: Option) -> bool:
 
 
 @dataclass(frozen=True)
-class Criterion:
+class Criterion(Generic[S]):
     """A named scoring function, the ingredients that it asks for by the names of its parameters, and its options."""
 
     name: str
-    function: Callable[..., Scores]
+    function: Callable[..., S]
     paper: str
     needs: frozenset[str]
     options: Mapping[str, Option]
@@ -78,7 +83,7 @@ class Criterion:
         return {**self.options, **given}
 
 
-CRITERIA: Registry[Criterion] = Registry("criterion")
+CRITERIA: Registry[Criterion[Scores]] = Registry("criterion")
 
 
 def _any_network(model: nn.Module, x: Tensor) -> None:
@@ -100,18 +105,28 @@ def criterion(
     Raises:
         ValueError: an unknown ingredient, an option without default, or a name that is taken.
     """
+    return entering(CRITERIA, INGREDIENTS, name, paper, check)
 
-    def decorate(function: Callable[..., Scores]) -> Callable[..., Scores]:
+
+def entering(
+    registry: Registry[Criterion[S]],
+    ingredients: Collection[str],
+    name: str,
+    paper: str = "",
+    check: Callable[[nn.Module, Tensor], None] = _any_network,
+) -> Callable[[Callable[..., S]], Callable[..., S]]:
+    """A decorator that enters a function into ``registry``, as :func:`criterion` says, with other ``ingredients``."""
+    kind = registry.kind
+
+    def decorate(function: Callable[..., S]) -> Callable[..., S]:
         parameters = inspect.signature(function).parameters
         options = {key: p.default for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
         needs = frozenset(parameters) - frozenset(options)
-        if needs - frozenset(INGREDIENTS):
-            raise ValueError(
-                f"criterion '{name}' asks for {sorted(needs - frozenset(INGREDIENTS))}; known: {sorted(INGREDIENTS)}"
-            )
+        if unknown := needs - frozenset(ingredients):
+            raise ValueError(f"{kind} '{name}' asks for {sorted(unknown)}; known: {sorted(ingredients)}")
         if open_ended := [key for key, value in options.items() if value is inspect.Parameter.empty]:
-            raise ValueError(f"criterion '{name}' has options without a default: {open_ended}")
-        CRITERIA.add(name, Criterion(name, function, paper, needs, options, check))
+            raise ValueError(f"{kind} '{name}' has options without a default: {open_ended}")
+        registry.add(name, Criterion(name, function, paper, needs, options, check))
         return function
 
     return decorate
@@ -171,18 +186,25 @@ def score(name: str, model: nn.Module, *, options: Mapping[str, Any] | None = No
     Raises:
         UnknownNameError: no such criterion or option. AutoSparseError: it needs something that was not given.
     """
-    entry = CRITERIA.get(name)
-    settings = entry.check_options(options or {})
-    ingredients = Ingredients(model, **given)
-    with untouched(model):
+    scores = evaluate(CRITERIA.get(name), Ingredients(model, **given), options or {})
+    return {key: value.detach() for key, value in scores.items()}
+
+
+def evaluate(entry: Criterion[S], ingredients: Ingredients, options: Mapping[str, Any]) -> S:
+    """The scores that a criterion gives; the model comes back as it was.
+
+    Raises:
+        UnknownNameError: no such option. AutoSparseError: it needs something that was not given.
+    """
+    settings = entry.check_options(options)
+    with untouched(ingredients.model):
         # counts may be None: the budget decides. Everything else that is asked for must be there.
         found = {need: ingredients.get(need) for need in sorted(entry.needs)}
         for need, value in found.items():
             if value is None and need != "counts":
                 missing = _source(need, ingredients)
-                raise AutoSparseError(f"criterion '{name}' needs {missing}, which was not given")
-        scores = entry.function(**found, **settings)
-    return {key: value.detach() for key, value in scores.items()}
+                raise AutoSparseError(f"criterion '{entry.name}' needs {missing}, which was not given")
+        return entry.function(**found, **settings)
 
 
 def _source(need: str, ingredients: Ingredients) -> str:

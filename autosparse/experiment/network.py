@@ -10,6 +10,7 @@ from torch import nn
 
 from autosparse.models import seeded_model
 from autosparse.pruning import SCORE_BATCH, Request
+from autosparse.shrinking import ShrinkRequest
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,15 @@ class PruneSettings(Request):
     Args:
         micro_batch: images of one backward pass.
     """
+
+    scorer: str | None = None
+    score_images: int = 1280
+    micro_batch: int = SCORE_BATCH
+
+
+@dataclass(frozen=True)
+class ShrinkSettings(ShrinkRequest):
+    """A request to remove channels, and what it is measured with; as :class:`PruneSettings`."""
 
     scorer: str | None = None
     score_images: int = 1280

@@ -13,13 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autosparse.budget import density_of, keep_count
+from autosparse.channels.store import is_shrunk
 from autosparse.choose import Choice, choose
 from autosparse.collapse import problems_of
 from autosparse.criteria import CRITERIA, score
 from autosparse.data import ImageData
 from autosparse.errors import FileFormatError
-from autosparse.experiment.network import Network, PruneSettings
+from autosparse.experiment.network import Network, PruneSettings, ShrinkSettings
 from autosparse.experiment.pruned import prune_to_folder, read_pruning, write_pruning
+from autosparse.experiment.shrunk import (
+    ShrunkStart,
+    read_shrinking,
+    shrink_to_folder,
+    start_from_shrunk,
+    start_narrowing,
+)
 from autosparse.granularity import parse_granularity
 from autosparse.layers import layers_of, total_weights
 from autosparse.masks import Masks
@@ -64,6 +72,7 @@ class Start:
     Args:
         identity: what the pruning is, in JSON-able facts that tell one from another.
         outcome: what it did: counts, layers, seconds and so on; nothing while a schedule has not run.
+        shrunk: the network to train instead, where channels are removed.
     """
 
     config: TrainConfig
@@ -72,10 +81,19 @@ class Start:
     step: int = 0
     identity: Mapping[str, Any] = field(default_factory=dict)
     outcome: Mapping[str, Any] = field(default_factory=dict)
+    shrunk: ShrunkStart | None = None
 
 
 def start_from_folder(model: nn.Module, pruning: Path, config: TrainConfig) -> Start:
-    """Put ``model`` into the state that ``pruning`` holds; how it is trained from there."""
+    """How the network in ``pruning`` is trained: ``model`` in the state that it holds, or a smaller one."""
+    if is_shrunk(pruning):
+        shrunk = start_from_shrunk(pruning, model)
+        assert shrunk.summary is not None  # it has been read
+        return Start(
+            config,
+            identity={key: shrunk.summary[key] for key in ("method", "scorer", "asked", "reached")},
+            shrunk=shrunk,
+        )
     summary = read_pruning(pruning)
     masks = Masks.load(pruning / "masks.safetensors")
     masks.check(model)
@@ -97,7 +115,7 @@ def start_by_method(
     model: nn.Module,
     network: Network,
     data: ImageData,
-    settings: PruneSettings,
+    settings: PruneSettings | ShrinkSettings,
     config: TrainConfig,
     work: Path,
     *,
@@ -110,14 +128,14 @@ def start_by_method(
 
     What is pruned before the training is kept in ``work``, and read from there when the run continues.
     """
+    if isinstance(settings, ShrinkSettings):
+        return _start_by_channels(model, network, data, settings, config, work / "pruning", dataset, device)
     recipe, own = recipe_of(settings.method).with_options(settings.options or {})
     if isinstance(recipe.when, PruneAndRegrow | GradientFlow):
         return Start(config, schedule=_schedule(model, data, recipe, own, settings, config, network.seed))
     folder = work / "pruning"
     if folder.exists():
-        facts = {"network": asdict(network), "data": data.describe(), "settings": asdict(settings)}
-        found = read_pruning(folder)
-        check_identity(work, {name: found.get(name) for name in facts}, facts)
+        _check_begun(work, read_pruning(folder), network, data, settings)
     elif isinstance(recipe.when, AtInit):
         prune_to_folder(
             network,
@@ -133,6 +151,34 @@ def start_by_method(
         prune = partial(_ticket, recipe.when, network, data, settings, config, known, work, device, callbacks)
         _ticket_to_folder(prune, network, data, settings, folder, dataset, device, recipe, known.cost.seconds)
     return start_from_folder(model, folder, config)
+
+
+def _start_by_channels(
+    model: nn.Module,
+    network: Network,
+    data: ImageData,
+    settings: ShrinkSettings,
+    config: TrainConfig,
+    folder: Path,
+    dataset: str,
+    device: torch.device,
+) -> Start:
+    recipe, _ = settings.recipe()
+    if not isinstance(recipe.when, AtInit):
+        return Start(config, shrunk=start_narrowing(model.to(device), network, data, settings, config))
+    if folder.exists():
+        _check_begun(folder.parent, read_shrinking(folder), network, data, settings)
+    else:
+        shrink_to_folder(network, data, settings, folder, dataset=dataset, device=device)
+    return start_from_folder(model.to(device), folder, config)
+
+
+def _check_begun(
+    work: Path, found: Mapping[str, Any], network: Network, data: ImageData, settings: PruneSettings | ShrinkSettings
+) -> None:
+    """AutoSparseError if what an unfinished run has pruned is not what is asked for now."""
+    facts = {"network": asdict(network), "data": data.describe(), "settings": asdict(settings)}
+    check_identity(work, {name: found.get(name) for name in facts}, facts)
 
 
 def _schedule(

@@ -15,7 +15,8 @@ from torch import nn
 
 from autosparse.data import ImageData
 from autosparse.errors import AutoSparseError, FileFormatError, OutputExistsError
-from autosparse.experiment.network import Network, PruneSettings
+from autosparse.experiment.network import Network, PruneSettings, ShrinkSettings
+from autosparse.experiment.shrunk import ShrunkStart, write_network
 from autosparse.experiment.start import Known, Start, outcome_of, start_by_method, start_from_folder
 from autosparse.experiment.summary import read_summary
 from autosparse.files import (
@@ -31,10 +32,11 @@ from autosparse.layers import prunable
 from autosparse.masks import Masks
 from autosparse.provenance import provenance
 from autosparse.report import curve_figure, save_figure
+from autosparse.report.trigger_figure import trigger_figure
 from autosparse.training import Callback, EpochRecord, JsonlLog, TrainConfig, evaluate, save_state, train
 from autosparse.training.loop import check_identity
 
-_TRAINING = "autosparse-training"
+TRAINING = "autosparse-training"
 _TRAINING_FACTS: Mapping[str, tuple[type, ...]] = {
     "test_accuracy": (float, int, NoneType),
     "val_accuracy": (float, int, NoneType),
@@ -63,7 +65,7 @@ def train_to_folder(
     *,
     dataset: str,
     pruning: Path | None = None,
-    settings: PruneSettings | None = None,
+    settings: PruneSettings | ShrinkSettings | None = None,
     known: Known | None = None,
     device: torch.device | str = "cpu",
     resume: bool = False,
@@ -73,13 +75,14 @@ def train_to_folder(
 ) -> TrainResult:
     """Train a network and write log, model, masks, curve and summary to ``out``.
 
-    The network is dense, or pruned in one of two ways: it starts from the state and the masks of a ``pruning``, or by
-    the method of ``settings``, whenever that prunes. Test images are looked at once, after the last epoch. The
+    The network is dense, or pruned in one of two ways: it starts from the state and the masks of a ``pruning`` (or as
+    the smaller network that it holds), or by the method of ``settings``, whenever that prunes. Test images are looked
+    at once, after the last epoch. The
     unfinished state and its log live in ``OUT.work``; ``out`` appears, or is replaced, when the training is over.
 
     Args:
-        pruning: a folder of :func:`prune_to_folder`.
-        settings: how to prune ``network`` before, on the way, or in rounds of training.
+        pruning: a folder of :func:`prune_to_folder` or :func:`~autosparse.experiment.shrunk.shrink_to_folder`.
+        settings: how to prune ``network`` before, on the way, or in rounds of training: its weights or its channels.
         known: what a method may use instead of computing it again.
         resume: continue an unfinished training for ``out`` (start one when there is none; without ``force``, return a
             finished one's result).
@@ -129,12 +132,15 @@ def train_to_folder(
                 model, network, data, settings, config, work,
                 dataset=dataset, device=where, known=found, callbacks=callbacks,
             )  # fmt: skip
+        shrunk = start.shrunk
+        model = model if shrunk is None else shrunk.model
         history = train(
             model,
             data,
             start.config,
             masks=start.masks,
             schedule=start.schedule,
+            narrowing=None if shrunk is None else shrunk.narrowing,
             device=device,
             checkpoint=checkpoint,
             identity=identity,
@@ -143,18 +149,18 @@ def train_to_folder(
         )
         masks = start.schedule.masks if start.schedule is not None else start.masks
         summary = {
-            "kind": _TRAINING,
+            "kind": TRAINING,
             "schema_version": SCHEMA_VERSION,
             "test_accuracy": evaluate(model, data.test, precision=config.precision) if test else None,
             **_measured(model, history),
             **identity,
             "config": asdict(config),
-            "pruned": _outcome(start, model, masks, data),
+            "pruned": _outcome(start, model, masks, data, start.config),
             "history": [record.as_dict() for record in history],
             "provenance": provenance(),
         }
         if processes.is_main_process:
-            _write_training(out, model, masks, history, summary)
+            _write_training(out, model, masks, history, summary, data, network, shrunk)
             shutil.rmtree(work, ignore_errors=True)
     return TrainResult(summary["test_accuracy"], history, summary)
 
@@ -168,8 +174,13 @@ def _measured(model: nn.Module, history: list[EpochRecord]) -> dict[str, Any]:
     }
 
 
-def _outcome(start: Start, model: nn.Module, masks: Masks | None, data: ImageData) -> dict[str, Any]:
+def _outcome(
+    start: Start, model: nn.Module, masks: Masks | None, data: ImageData, config: TrainConfig
+) -> dict[str, Any]:
     """What was pruned, JSON-able; empty for a dense network."""
+    if start.shrunk is not None:
+        images = len(data.train) // config.batch_size * config.batch_size
+        return start.shrunk.ended(images, config.epochs)
     if start.schedule is None:
         return dict(start.outcome)
     if masks is None:  # the schedule never pruned
@@ -188,13 +199,26 @@ def _claim(out: Path, unfinished: bool, finished: bool, resume: bool, force: boo
 
 
 def _write_training(
-    out: Path, model: nn.Module, masks: Masks | None, history: list[EpochRecord], summary: dict[str, Any]
+    out: Path,
+    model: nn.Module,
+    masks: Masks | None,
+    history: list[EpochRecord],
+    summary: dict[str, Any],
+    data: ImageData,
+    built: Network,
+    shrunk: ShrunkStart | None,
 ) -> None:
     network, kept, method = summary["network"], summary["pruned"], summary["pruning"].get("method")
     what = f"{method}, {kept['density']:.2%} of the weights" if kept else "dense"
     with atomic_folder(out) as folder:
         JsonlLog(folder / "log.jsonl").on_epoch(history)
-        save_state(folder / "model.safetensors", model.state_dict(), {"network": network})
+        if shrunk is None:
+            save_state(folder / "model.safetensors", model.state_dict(), {"network": network})
+        else:
+            write_network(folder, model, shrunk.dense, built, data, kept["channels"])
+            if any(value is not None for value in kept["trigger"].get("values", ())):
+                title = f"{network['model']}, {method}: pruned after epoch {kept['trigger']['pruned_at_epoch']}"
+                save_figure(trigger_figure(kept["trigger"], title), folder / "trigger.png")
         if masks is not None:
             masks.save(folder / "masks.safetensors", {"network": network})
         if history:
@@ -204,7 +228,7 @@ def _write_training(
 
 
 def _finished(out: Path, identity: Mapping[str, Any]) -> TrainResult:
-    summary = read_summary(out, _TRAINING, "a folder written by 'autosparse train'", _TRAINING_FACTS)
+    summary = read_summary(out, TRAINING, "a folder written by 'autosparse train'", _TRAINING_FACTS)
     check_identity(out, {key: summary.get(key) for key in identity}, identity)
     try:
         history = [EpochRecord(**record) for record in summary["history"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autosparse.errors import FileFormatError
 from autosparse.files import load_tensors, save_tensors
 from autosparse.triggers.base import MaskSchedule, named
+from autosparse.triggers.narrowing import Narrowing, narrowed_
 
 _KIND = "checkpoint"
 _STATE_KIND = "state"
@@ -49,8 +50,9 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     metadata: Mapping[str, Any],
     schedule: MaskSchedule | None = None,
+    narrowing: Narrowing | None = None,
 ) -> None:
-    """Write model and optimizer state, and that of a schedule of masks, with JSON metadata, atomically."""
+    """Write model and optimizer state, and that of what prunes on the way, with JSON metadata, atomically."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, entries in optimizer.state_dict()["state"].items():
         for key, value in entries.items():
@@ -59,17 +61,31 @@ def save_checkpoint(
     if schedule is not None:
         tensors |= {f"schedule.{name}": value for name, value in schedule.tensors().items()}
         metadata = {**metadata, "schedule": schedule.facts()}
+    if narrowing is not None:
+        tensors |= {f"narrowing.{name}": value for name, value in narrowing.tensors().items()}
+        metadata = {**metadata, "narrowing": narrowing.facts()}
     save_tensors(path, _KIND, tensors, metadata)
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: MaskSchedule | None = None
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: MaskSchedule | None = None,
+    narrowing: Narrowing | None = None,
+    check: Callable[[Mapping[str, Any]], None] = lambda metadata: None,
 ) -> dict[str, Any]:
-    """Restore :func:`save_checkpoint`'s file and return its metadata.
+    """Restore :func:`save_checkpoint`'s file and return its metadata, which ``check`` may refuse before.
 
-    A file that was written without a schedule leaves ``schedule`` as it is.
+    A file that was written without a schedule leaves ``schedule`` as it is. Where the file's network has lost
+    channels, ``model``, which is dense, loses them too.
     """
     tensors, metadata = load_tensors(path, _KIND)
+    check(metadata)
+    if narrowing is not None and "narrowing" in metadata:
+        narrowing.restore(named(tensors, "narrowing."), metadata["narrowing"])
+        if narrowing.kept is not None:
+            narrowed_(model, optimizer, narrowing)
     load_into(path, model, named(tensors, "model."))
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in named(tensors, "optimizer.").items():

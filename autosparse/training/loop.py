@@ -26,6 +26,7 @@ from autosparse.training.config import TrainConfig
 from autosparse.training.evaluation import evaluate
 from autosparse.training.precision import autocast, resolve_precision
 from autosparse.triggers.base import HeldMasks, MaskSchedule
+from autosparse.triggers.narrowing import Narrowing, narrowed_
 
 _CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the accelerator
 
@@ -52,6 +53,7 @@ def train(
     *,
     masks: Masks | None = None,
     schedule: MaskSchedule | None = None,
+    narrowing: Narrowing | None = None,
     device: torch.device | str | None = None,
     checkpoint: Path | None = None,
     identity: dict[str, Any] | None = None,
@@ -70,6 +72,7 @@ def train(
     Args:
         masks: which weights are kept; the others are held at exactly zero.
         schedule: masks that change on the way, instead of ``masks``. In the end it has the last ones.
+        narrowing: channels that are removed on the way, instead of masks. Momentum follows the weights that stay.
         device: where to train; by default where the model is.
         checkpoint: a file that receives the state after every epoch and, when it exists, is continued from.
         identity: JSON-able facts that must agree between a checkpoint and the run that continues it.
@@ -77,19 +80,21 @@ def train(
         start_step, stop_step: train only the steps from ``start_step`` up to ``stop_step`` of the whole schedule.
 
     Raises:
-        DivergedError: the loss is no longer finite. AutoSparseError: fewer images than one batch. ValueError: both
-        masks and a schedule.
+        DivergedError: the loss is no longer finite. AutoSparseError: fewer images than one batch, or channels to be
+        removed in several processes. ValueError: more than one way to prune.
     """
     from accelerate import Accelerator
 
-    if masks is not None and schedule is not None:
-        raise ValueError("give masks or a schedule of masks, not both")
+    if sum(way is not None for way in (masks, schedule, narrowing)) > 1:
+        raise ValueError("give masks, a schedule of masks or a narrowing: one of them")
     device = torch.device(device) if device is not None else next(model.parameters()).device
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
     if config.batch_size % accelerator.num_processes:
         raise AutoSparseError(
             f"batch-size {config.batch_size} is no multiple of the {accelerator.num_processes} processes that share it"
         )
+    if narrowing is not None and accelerator.num_processes > 1:
+        raise AutoSparseError("channels cannot be removed while several processes train: train in one process")
     precision = resolve_precision(config.precision, device)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
@@ -103,13 +108,16 @@ def train(
         )
     window = range(start_step, min(per_epoch * config.epochs, stop_step if stop_step is not None else sys.maxsize))
     steps = {"start_step": start_step, "stop_step": stop_step}
-    pruning = {} if schedule is None else {"mask_schedule": schedule.identity}
+    pruning: dict[str, Any] = {} if schedule is None else {"mask_schedule": schedule.identity}
+    pruning |= {} if narrowing is None else {"narrowing": narrowing.identity}
     identity = {**asdict(config), "precision": precision, **steps, **pruning, **(identity or {})}
-    history = _resume(checkpoint, model, optimizer, schedule, identity)
+    history = _resume(checkpoint, model, optimizer, schedule, narrowing, identity)
     held = HeldMasks(model, optimizer, schedule)
     if schedule is not None and not history:
         schedule.start(model)
     held.hold(masks if schedule is None else schedule.masks)
+    if narrowing is not None and not history and narrowing.start(model):
+        narrowed_(model, optimizer, narrowing)
     # The model is where the caller wants it; moving it to the first accelerator is not asked for.
     module, stepper = accelerator.prepare(model, optimizer, device_placement=[False, False])
     run = _Run(module, stepper, held, accelerator, data, config, precision, device, callbacks, per_epoch, window)
@@ -123,9 +131,11 @@ def train(
         history.append(
             EpochRecord(epoch, run.lr(run.steps_of(epoch)[-1]), loss, accuracy, validation, time.perf_counter() - began)
         )
+        if narrowing is not None and narrowing.kept is None and narrowing.after_epoch(model, epoch + 1):
+            narrowed_(model, optimizer, narrowing)
         if main and checkpoint is not None:
             metadata = {"identity": identity, "history": [record.as_dict() for record in history]}
-            save_checkpoint(checkpoint, model, optimizer, metadata, schedule)
+            save_checkpoint(checkpoint, model, optimizer, metadata, schedule, narrowing)
         if main:
             for callback in callbacks:
                 callback.on_epoch(history)
@@ -214,12 +224,16 @@ def _resume(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: MaskSchedule | None,
+    narrowing: Narrowing | None,
     identity: dict[str, Any],
 ) -> list[EpochRecord]:
     if checkpoint is None or not checkpoint.exists():
         return []
-    metadata = load_checkpoint(checkpoint, model, optimizer, schedule)
-    check_identity(checkpoint, metadata.get("identity", {}), identity)
+
+    def check(metadata: Mapping[str, Any]) -> None:
+        check_identity(checkpoint, metadata.get("identity", {}), identity)
+
+    metadata = load_checkpoint(checkpoint, model, optimizer, schedule, narrowing, check)
     return [EpochRecord(**record) for record in metadata["history"]]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from small_networks import FLATTENED, GROUPED, RESIDUAL
+from torch import nn
 
 from autosparse.channels.costs import costs_of, count_flops
 from autosparse.channels.coupling import couple
@@ -53,6 +54,12 @@ def test_a_flattened_image_costs_for_every_position() -> None:
     model = FLATTENED()
     costs = costs_of(model, couple(model, IMAGE), IMAGE)
     assert costs.params({"conv": 1, "hidden": 3}) == (27 + 1) + (64 * 3 + 3) + (3 * 5 + 5)
+
+
+def test_a_transposed_convolution_that_reads_is_counted_the_right_way_round() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.ConvTranspose2d(4, 3, 2), nn.Flatten(), nn.Linear(243, 5))
+    costs = costs_of(model, couple(model, IMAGE), IMAGE)
+    assert costs.params({"0": 2}) == (3 * 2 + 2) + (2 * 3 * 4 + 3) + (243 * 5 + 5)
 
 
 NETWORKS = [

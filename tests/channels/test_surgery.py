@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,7 +15,7 @@ from small_networks import CONCATENATION_AND_SUM, FLATTENED, GATED, GROUPED, RES
 from torch import Tensor, nn
 
 from autosparse.channels.coupling import couple
-from autosparse.channels.groups import Coupling
+from autosparse.channels.groups import Coupling, without
 from autosparse.channels.surgery import shrink_, zero_
 from autosparse.errors import AutoSparseError
 from autosparse.models import seeded_model
@@ -162,3 +163,27 @@ def test_what_does_not_fit_is_refused_before_anything_is_cut(kept: Keep, message
         with pytest.raises(AutoSparseError, match=message):
             cut(model, coupling, {"stem": np.array([True, False, True, False]), **kept})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        RESIDUAL,
+        CONCATENATION_AND_SUM,
+        FLATTENED,
+        GATED,
+        GROUPED,
+        partial(seeded_model, "mobilenetv2", seed=0, num_classes=10),
+    ],
+)
+def test_the_coupling_of_what_is_left_is_known_without_tracing(build: Callable[[], nn.Module]) -> None:
+    model, image = build(), torch.zeros(1, 3, 8, 8)
+    coupling = couple(model, image)
+    kept = some(coupling)
+    shrink_(model, coupling, kept)
+    left, traced = without(coupling, kept), couple(model, image)
+    assert left.widths == traced.widths
+    for ours, theirs in zip(left, traced, strict=True):
+        assert [(m.module, m.side, m.positions.tolist()) for m in ours.members] == [
+            (m.module, m.side, m.positions.tolist()) for m in theirs.members
+        ]

@@ -10,15 +10,16 @@ from small_networks import CONCATENATION_AND_SUM, RESIDUAL
 from autosparse.channels.costs import Bilinear, Costs, costs_of
 from autosparse.channels.coupling import couple
 from autosparse.channels.groups import Coupling
-from autosparse.channels.synexp import Budget, path_weights, synexp_widths
+from autosparse.channels.synexp import path_weights, synexp_widths
+from autosparse.channels.widths import Budget
 from autosparse.errors import BudgetError
 from autosparse.models import create_model
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 
 
-def share(name: str, cost: Bilinear, coupling: Coupling, of_dense: float) -> Budget:
-    return Budget(name, cost, of_dense * cost(coupling.widths))
+def limit(budget: Budget, coupling: Coupling) -> float:
+    return budget.share * budget.cost(coupling.widths)
 
 
 def test_every_layer_counts_its_outputs_and_its_inputs() -> None:
@@ -46,50 +47,50 @@ def test_two_factors_by_hand() -> None:
     """max 2 log a + log b with a b <= 8: b is worth less than a, so a grows to its limit first."""
     product = Bilinear(("a", "b"), np.array([1.0]), np.array([[0.0, 1, 0]]), np.array([[0.0, 0, 1]]))
     coupling = _pair(4, 8)
-    found = synexp_widths(coupling, np.array([2.0, 1.0]), [Budget("size", product, 8.0)])
+    found = synexp_widths(coupling, np.array([2.0, 1.0]), [Budget("size", product, 8 / 32)])
     assert found == pytest.approx({"a": 4.0, "b": 2.0}, rel=1e-4)
 
 
 def test_a_sum_by_hand() -> None:
     """max log a + log b with a + 3 b <= 6 has every term cost the same: a = 3, b = 1."""
     total = Bilinear(("a", "b"), np.array([1.0]), np.array([[0.0, 1, 3]]), np.array([[1.0, 0, 0]]))
-    found = synexp_widths(_pair(8, 8), np.array([1.0, 1.0]), [Budget("size", total, 6.0)])
+    found = synexp_widths(_pair(8, 8), np.array([1.0, 1.0]), [Budget("size", total, 6 / 32)])
     assert found == pytest.approx({"a": 3.0, "b": 1.0}, rel=1e-4)
 
 
 def test_widening_ignores_the_dense_widths() -> None:
     total = Bilinear(("a", "b"), np.array([1.0]), np.array([[0.0, 1, 3]]), np.array([[1.0, 0, 0]]))
-    narrow = synexp_widths(_pair(2, 8), np.array([1.0, 1.0]), [Budget("size", total, 6.0)])
+    narrow = synexp_widths(_pair(2, 8), np.array([1.0, 1.0]), [Budget("size", total, 6 / 26)])
     assert narrow == pytest.approx({"a": 2.0, "b": 4 / 3}, rel=1e-4)
-    wide = synexp_widths(_pair(2, 8), np.array([1.0, 1.0]), [Budget("size", total, 6.0)], widen=True)
+    wide = synexp_widths(_pair(2, 8), np.array([1.0, 1.0]), [Budget("size", total, 6 / 26)], widen=True)
     assert wide == pytest.approx({"a": 3.0, "b": 1.0}, rel=1e-4)
 
 
 def test_a_budget_that_binds_nothing_leaves_all_channels() -> None:
     coupling, weights, costs = _network("resnet20")
     full = {name: float(width) for name, width in coupling.widths.items()}
-    assert synexp_widths(coupling, weights, [share("FLOPs", costs.flops, coupling, 1.0)]) == pytest.approx(full)
+    assert synexp_widths(coupling, weights, [Budget("FLOPs", costs.flops, 1.0)]) == pytest.approx(full)
 
 
 def test_both_budgets_at_once_hold_both() -> None:
     coupling, weights, costs = _network("resnet20")
-    budgets = [share("FLOPs", costs.flops, coupling, 0.5), share("parameters", costs.params, coupling, 0.25)]
+    budgets = [Budget("FLOPs", costs.flops, 0.5), Budget("parameters", costs.params, 0.25)]
     both = synexp_widths(coupling, weights, budgets)
     for budget in budgets:
-        assert budget.cost(both) <= budget.limit * (1 + 1e-9)
+        assert budget.cost(both) <= limit(budget, coupling) * (1 + 1e-9)
     single = synexp_widths(coupling, weights, budgets[:1])
-    assert budgets[1].cost(single) > budgets[1].limit  # the second one had something to say
+    assert budgets[1].cost(single) > limit(budgets[1], coupling)  # the second one had something to say
     # where one budget's optimum meets the other, it is the optimum of both
-    loose = share("parameters", costs.params, coupling, 0.99)
+    loose = Budget("parameters", costs.params, 0.99)
     assert synexp_widths(coupling, weights, [budgets[0], loose]) == pytest.approx(single, rel=1e-4)
 
 
 def test_the_smallest_budget_is_named() -> None:
     coupling, weights, costs = _network("resnet20")
     one = costs.flops.at(np.ones(len(coupling))) / costs.flops(coupling.widths)
-    with pytest.raises(BudgetError, match=rf"FLOPs of 0.0010 cannot be reached: .* is {one:.4f} of the dense"):
-        synexp_widths(coupling, weights, [share("FLOPs", costs.flops, coupling, 0.001)])
-    least = synexp_widths(coupling, weights, [Budget("FLOPs", costs.flops, costs.flops.at(np.ones(len(coupling))))])
+    with pytest.raises(BudgetError, match=rf"FLOPs of 0.001 cannot be reached: .* there are {one:.4g} of them"):
+        synexp_widths(coupling, weights, [Budget("FLOPs", costs.flops, 0.001)])
+    least = synexp_widths(coupling, weights, [Budget("FLOPs", costs.flops, one)])
     assert set(least.values()) == {1.0}
 
 
@@ -98,7 +99,7 @@ def test_the_smallest_budget_is_named() -> None:
 def test_the_optimum_is_that_of_a_general_solver(name: str, kind: str) -> None:
     cp = pytest.importorskip("cvxpy")
     coupling, weights, costs = _network(name)
-    flops, params = (share("f", costs.flops, coupling, 0.4), share("p", costs.params, coupling, 0.5))
+    flops, params = (Budget("f", costs.flops, 0.4), Budget("p", costs.params, 0.5))
     budgets = {"FLOPs": [flops], "parameters": [params], "both": [flops, params]}.get(kind, [flops, params])
     full = np.array([*coupling.widths.values()], dtype=float)
     # log(width / full width) of every group; costs are sums of exponentials of sums of two of them
@@ -110,23 +111,23 @@ def test_the_optimum_is_that_of_a_general_solver(name: str, kind: str) -> None:
     found = synexp_widths(coupling, weights, budgets, widen=kind == "widened")
     objective = weights @ np.log(np.array([*found.values()]) / full)
     assert objective == pytest.approx(problem.value, rel=1e-6)
-    assert all(budget.cost(found) <= budget.limit * (1 + 1e-9) for budget in budgets)
+    assert all(budget.cost(found) <= limit(budget, coupling) * (1 + 1e-9) for budget in budgets)
 
 
 def test_concatenations_meet_the_conditions_of_an_optimum() -> None:
     """Lagrange: where a width is free, what it is worth is the same multiple of what it costs; where it is at its
     limit, it is worth more."""
     coupling, weights, costs = _network("torchvision:densenet121")
-    budget = share("FLOPs", costs.flops, coupling, 0.75)
+    budget = Budget("FLOPs", costs.flops, 0.75)
     widths = np.array([*synexp_widths(coupling, weights, [budget]).values()])
-    price = weights / (widths * budget.cost.gradient(widths) / budget.limit)
+    price = weights / (widths * budget.cost.gradient(widths) / limit(budget, coupling))
     full = np.array([*coupling.widths.values()])
     limited = widths > full * (1 - 1e-4)
     assert 0 < limited.sum() < len(full)
     multiplier = np.median(price[~limited])
     np.testing.assert_allclose(price[~limited], multiplier, rtol=1e-3)
     assert (price[limited] > multiplier * (1 - 1e-3)).all()
-    assert budget.cost.at(widths) == pytest.approx(budget.limit, rel=1e-6)
+    assert budget.cost.at(widths) == pytest.approx(limit(budget, coupling), rel=1e-6)
 
 
 def _exponents(budget: Budget, full: np.ndarray, u: object, cp: object) -> object:
@@ -140,7 +141,7 @@ def _exponents(budget: Budget, full: np.ndarray, u: object, cp: object) -> objec
                 row[a] += 1
                 row[b] += 1
                 rows.append(row[1:])
-                offsets.append(np.log(coefficient * left[a] * right[b] / budget.limit))
+                offsets.append(np.log(coefficient * left[a] * right[b] / budget.share / budget.cost.at(full)))
     return np.array(rows) @ u + np.array(offsets)  # type: ignore[operator]
 
 

@@ -9,13 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save
+from scripted_looks import NOTHING, Scripted, moment
 from torch import nn
 
-from autosparse.errors import AutoSparseError, DivergedError, UnknownNameError
+from autosparse.errors import AutoSparseError, BudgetError, DivergedError, FileFormatError, UnknownNameError
 from autosparse.layers import layers_of
 from autosparse.masks import Masks
 from autosparse.triggers.base import MaskSchedule, Target
-from autosparse.triggers.gradient_flow import GradientFlow
+from autosparse.triggers.gradient_flow import (
+    GradientFlow,
+    GradientFlowSettled,
+    Settling,
+    reference_weights,
+    relative_distance,
+)
 
 DENSITY = 0.25
 KEPT = torch.tensor([[True, False, False, False]])
@@ -181,3 +189,148 @@ def test_identity_is_json() -> None:
     run = {"density": DENSITY, "steps": 100, "steps_per_epoch": 4, "seed": 0}
     assert json.loads(json.dumps(identity)) == identity
     assert identity == {"trigger": "GradientFlow", **dataclasses.asdict(settings), **run}
+
+
+def test_a_checkpoint_written_before_the_decision_had_a_class_of_its_own_is_read() -> None:
+    facts = {"interval": 4, "distances": [0.0, 0.5, 0.9], "pruned_at_step": None, "settled": False}
+    model = network()
+    schedule = GradientFlow(latest=1.0).schedule(
+        Target(layers_of(model), DENSITY, 100, 4), prune_now=lambda *_: Masks({"weight": KEPT})
+    )
+    schedule.restore(model, {"reference.weight": torch.tensor([[3.0, 4.0, 0.0, 0.0]])}, facts)
+    assert schedule.facts() == facts
+    place(model, 5.5)
+    assert schedule.after_step(model, 12) is not None  # 1.1 - 0.9 < 0.25
+    assert schedule.facts()["distances"] == pytest.approx([0, 0.5, 0.9, 1.1])
+
+
+def test_damaged_distances_are_refused() -> None:
+    model = network()
+    schedule = GradientFlow().schedule(Target(layers_of(model), DENSITY, 100, 4), prune_now=lambda *_: Masks({}))
+    for distances, message in [(None, "is no list"), ([0.0, math.nan], "contains nan"), ([0.5], "the first of")]:
+        with pytest.raises(FileFormatError, match=message):
+            schedule.restore(model, {}, {**schedule.facts(), "distances": distances})
+
+
+# Distances and the decision by themselves -----------------------------------------------------------------------------
+
+
+def test_distance_by_hand() -> None:
+    model = nn.Linear(2, 1).double()  # the bias counts, too
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[2.0, 0.0]]))
+        model.bias.copy_(torch.tensor([1.5]))
+    reference = reference_weights(model)
+    assert relative_distance(model, reference) == 0
+    with torch.no_grad():
+        model.weight.add_(torch.tensor([[0.0, 3.0]]))
+        model.bias.add_(4.0)
+    assert relative_distance(model, reference) == pytest.approx(5 / 2.5)  # ||(0, 3, 4)|| / ||(2, 0, 1.5)||
+
+
+def test_distances_are_the_same_bit_by_bit_from_a_reference_that_was_stored() -> None:
+    for seed in range(5):
+        rng = torch.Generator().manual_seed(seed)
+        model = nn.Conv2d(64, 64, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with torch.no_grad():
+            model.weight.copy_(torch.randn(64, 64, 3, 3, generator=rng))
+            model.bias.copy_(10 * torch.randn(64, generator=rng))
+        reference = reference_weights(model)
+        stored = dict(sorted(load(save(reference)).items()))  # the order of a file is not that of the model
+        with torch.no_grad():
+            model.weight.add_(torch.randn(64, 64, 3, 3, generator=rng))
+        assert relative_distance(model, reference) == relative_distance(model, stored)
+
+
+def decisions(settling: Settling, distances: list[float]) -> list[bool]:
+    return [settling.update(r) for r in distances]
+
+
+def test_a_fixed_threshold() -> None:
+    settling = Settling(0.25)
+    assert decisions(settling, [0, 0.5, 0.75, 0.9, 0.6, 0.6]) == [False, False, False, True, False, True]
+    assert settling.changes == pytest.approx([0.5, 0.25, 0.15, 0.3, 0])
+    assert settling.tau == 0.25  # a change of just as much is not below it
+
+
+def test_a_threshold_relative_to_the_first_change() -> None:
+    settling = Settling(0.5, relative=True)
+    taus = [settling.tau]
+    assert decisions(settling, [0, 2]) == [False, False]
+    assert [*taus, settling.tau] == [None, 1.0]
+    assert decisions(settling, [3, 3.5]) == [False, True]
+    assert decisions(Settling(1.0, relative=True), [0, 2]) == [False, False]  # no change is smaller than itself
+    assert decisions(Settling(-0.1, relative=True), [0, 2, 2, 2]) == [False] * 4
+
+
+# Channels: asked once an epoch ----------------------------------------------------------------------------------------
+
+
+def at(*distances: float) -> list[Scripted]:
+    return [Scripted(distance=r) for r in distances]
+
+
+def test_channels_go_when_the_change_in_an_epoch_falls_below_the_density() -> None:
+    trigger = GradientFlowSettled().watch(epochs=20, density=DENSITY)
+    assert trigger.reference_epoch == 0
+    assert moment(trigger, at(0.5, 0.9, 1.1)) == 3
+    facts = trigger.facts()
+    assert facts["distances"] == [0, 0.5, 0.9, 1.1]
+    assert facts["values"] == pytest.approx([0.5, 0.4, 0.2])
+    assert (facts["threshold"], facts["settled"]) == (DENSITY, True)
+
+
+def test_channels_and_weights_go_at_the_same_moment_by_the_rule_of_the_paper() -> None:
+    for distances in ([1.2], [2.5, 4.5, 5.5], [2.5, 0.0, 0.0], [9.0, 8.9]):
+        weights = walk(GradientFlow(latest=1.0), epochs(*distances))[0]
+        trigger = GradientFlowSettled().watch(epochs=20, density=DENSITY)
+        assert weights is not None
+        assert moment(trigger, at(*(r / 5 for r in distances))) == weights / 4
+
+
+def test_the_code_leaves_a_margin_for_channels() -> None:
+    trigger = GradientFlowSettled(variant="code").watch(epochs=20, density=0.35)
+    assert trigger.reference_epoch == 1
+    # after epoch 1 the weights are the reference: no distance is asked for
+    path = [NOTHING, *at(1.0, 1.5, 1.8, 2.0)]
+    # tau = 1 (0.35 - 0.1): changes of 0.5, 0.3 and 0.2
+    assert moment(trigger, path) == 5
+    facts = trigger.facts()
+    assert facts["distances"] == [0, 1, 1.5, 1.8, 2]
+    assert facts["values"] == pytest.approx([None, 1, 0.5, 0.3, 0.2])
+    assert facts["threshold"] == pytest.approx(0.25)
+
+
+def test_the_code_cannot_remove_channels_before_the_third_epoch() -> None:
+    trigger = GradientFlowSettled(variant="code").watch(epochs=20, density=0.35)
+    assert moment(trigger, [NOTHING, *at(0.1, 0.1)]) == 3
+    with pytest.raises(AutoSparseError, match="prunes after epoch 3 at the earliest"):
+        GradientFlowSettled(variant="code").watch(epochs=3, density=0.35)
+
+
+@pytest.mark.parametrize("rho", [0.9, 0.95])
+def test_the_code_never_leaves_a_tenth_of_the_channels_unless_a_cap_does(rho: float) -> None:
+    with pytest.raises(AutoSparseError, match=r"variant code never prunes when 0\.(1|05) of the channels .*cap"):
+        GradientFlowSettled(variant="code").watch(epochs=20, density=1 - rho)
+    trigger = GradientFlowSettled(variant="code", cap=7).watch(epochs=20, density=1 - rho)
+    assert moment(trigger, [NOTHING, *at(*[0.5] * 10)]) == 7  # nothing moves after the second epoch
+    assert trigger.facts()["settled"] is False
+    trigger = GradientFlowSettled().watch(epochs=20, density=1 - rho)
+    assert moment(trigger, at(0.5, 0.5)) == 2
+
+
+@pytest.mark.parametrize("variant", ["paper", "code"])
+def test_weights_that_diverged_do_not_settle(variant: str) -> None:
+    trigger = GradientFlowSettled(variant=variant).watch(epochs=20, density=DENSITY)
+    with pytest.raises(DivergedError, match="the weights are no longer finite after epoch 2: try a smaller --lr"):
+        moment(trigger, at(0.5, math.inf))
+
+
+def test_settings_for_channels_are_checked() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean code"):
+        GradientFlowSettled(variant="codes")
+    with pytest.raises(AutoSparseError, match="cap is 0"):
+        GradientFlowSettled(cap=0)
+    for density in (0.0, 1.5):
+        with pytest.raises(BudgetError, match=rf"density {density} is outside \(0, 1\]"):
+            GradientFlowSettled().watch(epochs=20, density=density)

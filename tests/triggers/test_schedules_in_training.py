@@ -163,7 +163,7 @@ def test_a_schedule_is_asked_after_every_step_while_gradients_are_there(tiny_dat
 
 def test_masks_and_a_schedule_exclude_each_other(tiny_data: ImageData, conv_net: Net) -> None:
     model = conv_net(0)
-    with pytest.raises(ValueError, match="give masks or a schedule of masks, not both"):
+    with pytest.raises(ValueError, match="give masks, a schedule of masks or a narrowing"):
         train(model, tiny_data, CONFIG, masks=Masks.dense(model), schedule=schedule_of("gmp", model))
 
 

@@ -1,0 +1,46 @@
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from autosparse.channels.criteria.aggregate import aggregate as channels_of
+from autosparse.channels.criteria.base import ChannelScores, channel_criterion
+from autosparse.channels.groups import Coupling
+from autosparse.criteria.autos import autos as of_weights
+from autosparse.errors import UnknownNameError
+from autosparse.scorer.network import Scorer
+
+_SCALES = ("survival", "logit")
+
+
+@channel_criterion("autos", paper="Liu et al. 2024, arXiv 2408.14757 (AutoSparse), for channels")
+def autos(
+    model: nn.Module,
+    coupling: Coupling,
+    gradients: Mapping[str, Tensor],
+    scorer: Scorer,
+    *,
+    aggregate: str = "mean",
+    top_share: float = 0.1,
+    with_readers: bool = False,
+    scale: str = "survival",
+) -> ChannelScores:
+    """Survival in iterative rewind pruning, as a learned scorer predicts it for a channel's weights, by default a mean.
+
+    The scorer's outputs are logits, unbounded: their sigmoid is the predicted survival, the share in [0, 1] of the
+    rounds that a weight outlives. For single weights only the order of the logits counts, but a mean of them is that
+    of no survival: one weight at -20 pulls a channel down by more than ten at 1 lift it, though no weight can do worse
+    than not survive. Survivals can be added. Their mean is what a weight of the channel survives on average, a number
+    that means the same in narrow and wide layers; their sum grows with the fan-in, so that wide layers would keep all.
+
+    Args:
+        aggregate: ``mean``, ``sum``, or ``top-share``: the mean of the best ones.
+        top_share: the share of a channel's weights that ``top-share`` takes.
+        with_readers: the weights that read the channel count too, not just those that compute it.
+        scale: ``survival`` or ``logit``: what is aggregated.
+    """
+    if scale not in _SCALES:
+        raise UnknownNameError("scale of autos", scale, _SCALES)
+    scores = {name: logits.double() for name, logits in of_weights(model, gradients, scorer).items()}
+    if scale == "survival":
+        scores = {name: logits.sigmoid() for name, logits in scores.items()}
+    return channels_of(model, coupling, scores, aggregate, top_share=top_share, with_readers=with_readers)

@@ -1,0 +1,334 @@
+"""Removing channels: a plain, smaller network that computes with what is left."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autosparse.channels.costs import Costs, costs_of
+from autosparse.channels.coupling import couple
+from autosparse.channels.criteria import CHANNEL_CRITERIA, score_channels
+from autosparse.channels.groups import Coupling
+from autosparse.channels.initial import reinitialise_
+from autosparse.channels.plan import Selection, select_channels
+from autosparse.channels.recipes import ChannelRecipe, channel_recipe_of
+from autosparse.channels.surgery import shrink_
+from autosparse.channels.widths import (
+    ROUND_TO,
+    budgets_of,
+    channel_count,
+    check_share,
+    fill,
+    priorities_of_widths,
+    steps_of,
+)
+from autosparse.criteria import Batches, LossFn
+from autosparse.errors import AutoSparseError, BudgetError
+from autosparse.pruning import micro_batches, named_scorer
+from autosparse.scorer.network import Scorer
+from autosparse.seeding import generator
+from autosparse.triggers.init import AtInit
+
+_NEAR = 0.02  # a budget that is met to this share needs no explanation
+
+
+@dataclass(frozen=True)
+class ShrinkRequest:
+    """What is asked of :func:`plan_shrink` in names and numbers.
+
+    Args:
+        method: a name of :func:`autosparse.list_channel_methods`.
+        options: of the method's trigger (or rounds) and of its criterion.
+        when, criterion: a trigger (init, epoch, epi, early-bird, gradient-flow) and a channel criterion in place of the
+            method's own.
+        channels, params, flops: what is kept at most, as shares of the dense network; at least one of them.
+        spread: how the budget is spread over the groups: ``global`` (one threshold on the scores), ``uniform`` (the
+            same share of every group) or ``synexp`` (PreCrop's widths); by default what the method names.
+        keep: names of modules whose channels stay.
+        round_to: channel counts are multiples of this, in narrow groups of a smaller power of two.
+    """
+
+    method: str = "precrop"
+    options: Mapping[str, Any] | None = None
+    when: str | None = None
+    criterion: str | None = None
+    channels: float | None = None
+    params: float | None = None
+    flops: float | None = None
+    spread: str | None = None
+    keep: Sequence[str] = ()
+    round_to: int = ROUND_TO
+
+    @property
+    def title(self) -> str:
+        """The method and what was put in the place of its parts."""
+        return ", ".join([self.method, *(part for part in (self.when, self.criterion, self.spread) if part)])
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The budgets that are given."""
+        given = {"channels": self.channels, "params": self.params, "flops": self.flops}
+        return {name: share for name, share in given.items() if share is not None}
+
+    def recipe(self) -> tuple[ChannelRecipe, dict[str, Any]]:
+        """The method as it is asked for, and the options of its criterion; errors as in :meth:`check`."""
+        recipe = channel_recipe_of(self.method)
+        return recipe.changed(when=self.when, criterion=self.criterion, spread=self.spread).with_options(
+            self.options or {}
+        )
+
+    def check(self, *, at_init: bool = True) -> None:
+        """Refuse what no network could be shrunk with, before anything costly is done.
+
+        Args:
+            at_init: refuse methods that prune later than at initialisation.
+
+        Raises:
+            UnknownNameError: no such method, option, trigger, criterion or spread. BudgetError: no budget, or one
+            outside (0, 1]. AutoSparseError: a method that prunes later.
+        """
+        recipe, _ = self.recipe()
+        if at_init and not isinstance(recipe.when, AtInit):
+            raise AutoSparseError(
+                f"method '{self.method}' does not prune at initialisation but {recipe.moment}: "
+                f"run it with 'autosparse train --method {self.method}'"
+            )
+        if not self.shares:
+            raise BudgetError("no budget was given: 0.5 of the FLOPs (flops), of params or of channels, for example")
+        for name, share in self.shares.items():
+            check_share(name, share)
+        if recipe.widen and len(self.shares) < 2:
+            raise BudgetError(
+                f"method '{self.method}' may widen, and one budget alone would make every layer cost the same: give "
+                "two, such as params=0.8 and flops=1.0"
+            )
+        if self.round_to < 1:
+            raise AutoSparseError(f"round-to is {self.round_to}: give 1 or more")
+
+
+@dataclass(frozen=True)
+class GroupSummary:
+    name: str
+    before: int
+    after: int
+    unit: int
+
+
+@dataclass(frozen=True)
+class ShrinkSummary:
+    """What a plan does; :meth:`as_dict` is JSON-able.
+
+    Args:
+        asked: the budgets, as shares of the dense network.
+        reached: the shares of channels, params and flops that are left.
+        note: why a budget is not used up, where it is not.
+        fixed: from layers that keep their widths to the reason.
+    """
+
+    method: str
+    criterion: str | None
+    spread: str
+    options: dict[str, Any]
+    scorer: str | None
+    round_to: int
+    asked: dict[str, float]
+    reached: dict[str, float]
+    params: tuple[int, int]
+    flops: tuple[int, int]
+    note: str
+    groups: tuple[GroupSummary, ...]
+    fixed: dict[str, str]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ShrinkPlan:
+    """Which channels of a network stay, and what the smaller network costs.
+
+    Args:
+        seed: of the fresh weights, where the method draws them.
+    """
+
+    coupling: Coupling
+    costs: Costs
+    selection: Selection
+    summary: ShrinkSummary
+    seed: int
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """The smaller network, a copy; ``model`` has the weights (or the initial distributions) to take over."""
+        small = copy.deepcopy(model)
+        if self.selection.kept is None:
+            reinitialise_(small, self.coupling, self.selection.widths, generator(self.seed, "fresh weights"))
+        else:
+            shrink_(small, self.coupling, self.selection.kept)
+        return small
+
+
+def shrink(model: nn.Module, data: Batches | None = None, **request: Any) -> nn.Module:
+    """A plain, smaller network: ``plan_shrink(model, data, ...).apply(model)``. The model is left as it was."""
+    return plan_shrink(model, data, **request).apply(model)
+
+
+def plan_shrink(
+    model: nn.Module,
+    data: Batches | None = None,
+    *,
+    example: Tensor | None = None,
+    method: str = "precrop",
+    options: Mapping[str, Any] | None = None,
+    criterion: str | None = None,
+    channels: float | None = None,
+    params: float | None = None,
+    flops: float | None = None,
+    spread: str | None = None,
+    keep: Sequence[str] = (),
+    round_to: int = ROUND_TO,
+    scorer: Scorer | str | Path | None = None,
+    loss_fn: LossFn = F.cross_entropy,
+    num_batches: int | None = 10,
+    micro_batch: int | None = None,
+    seed: int = 0,
+) -> ShrinkPlan:
+    """Choose the channels of ``model`` that stay within a budget; the model is left as it was.
+
+    Args:
+        data: any iterable of (images, labels) batches, already normalised as for training. Methods that look at
+            weights only, or at nothing, need none.
+        example: images ``[N, C, H, W]`` in place of ``data``, where the method needs no more than their shape.
+        method, options, criterion, channels, params, flops, spread, keep, round_to: see :class:`ShrinkRequest`.
+        scorer: for ``autos``: a loaded scorer, the name of a pretrained one, or a file. Default: the pretrained one.
+        loss_fn: ``loss_fn(output, labels)``, a mean over its batch.
+        num_batches: at most this many batches of ``data`` are used; ``None`` takes all.
+        micro_batch: at most this many images a backward pass.
+        seed: for random scores and fresh weights.
+
+    Raises:
+        UnknownNameError: no such method, option, spread or scorer. BudgetError: no budget, one outside (0, 1], or one
+        that no widths reach. AutoSparseError: nothing to remove, missing data, or a network that cannot be traced.
+    """
+    began = time.perf_counter()
+    request = ShrinkRequest(method, options, None, criterion, channels, params, flops, spread, keep, round_to)
+    request.check()
+    batches = None if data is None else list(micro_batches(itertools.islice(data, num_batches), micro_batch))
+    shrinker = Shrinker(model, request, batches, example=example, scorer=scorer, loss_fn=loss_fn, seed=seed)
+    return shrinker.plan(shrinker.select(model), began)
+
+
+class Shrinker:
+    """A request on a network: its channel groups and costs, and the channels that the method would keep.
+
+    Args:
+        model: the dense network; it is traced, not changed.
+        batches: a list, or ``None`` for methods that look at weights only or at nothing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        request: ShrinkRequest,
+        batches: Sequence[tuple[Tensor, Tensor]] | None,
+        *,
+        example: Tensor | None = None,
+        scorer: Scorer | str | Path | None = None,
+        loss_fn: LossFn = F.cross_entropy,
+        seed: int = 0,
+    ) -> None:
+        self.request = request
+        self.recipe, self._options = request.recipe()
+        self._seed = seed
+        if example is None:
+            if not batches:
+                raise AutoSparseError("the network's images are unknown: pass data=, (images, labels), or example=")
+            example = batches[0][0]
+        images = example.to(next(model.parameters()).device)
+        self.coupling = couple(model, images, request.keep)
+        if not self.coupling.groups:
+            reasons = "; ".join(sorted(set(self.coupling.fixed.values())))
+            raise AutoSparseError(f"{type(model).__name__} has no channels that could be removed: {reasons}")
+        self.costs = costs_of(model, self.coupling, images)
+        self.budgets = budgets_of(self.coupling, self.costs, **request.shares)
+        named = self._named_scorer(scorer)
+        self._scorer_name = named[0] if named else None
+        self._ingredients = {"batches": batches, "loss_fn": loss_fn, "scorer": named[1] if named else None}
+
+    def select(self, model: nn.Module) -> Selection:
+        """The channels of ``model``, the dense network at any weights, that the method keeps; it is not changed."""
+        return select_channels(model, self.coupling, self.budgets, self.recipe, self._scores, self.request.round_to)
+
+    def imagine(self, model: nn.Module) -> Selection:
+        """As :meth:`select` without rounding: what a trigger watches, in steps of one channel."""
+        return select_channels(model, self.coupling, self.budgets, self.recipe, self._scores, round_to=1)
+
+    @property
+    def channel_share(self) -> float:
+        """The share of the channels that the budgets leave when all groups keep the same share."""
+        steps = steps_of(self.coupling, 1)
+        widths = fill(self.coupling, self.budgets, steps, priorities_of_widths(self.coupling.widths, steps))
+        count = channel_count(self.coupling)
+        return count(widths) / count(self.coupling.widths)
+
+    def plan(self, selection: Selection, began: float) -> ShrinkPlan:
+        """``selection`` with what it costs; ``began`` is the ``perf_counter`` at which the work on it began."""
+        return ShrinkPlan(self.coupling, self.costs, selection, self._summary(selection, began), self._seed)
+
+    def _scores(self, network: nn.Module, left: Coupling) -> Mapping[str, np.ndarray]:
+        assert self.recipe.criterion is not None  # a recipe without one is never scored
+        stream = generator(self._seed, "random scores")
+        return score_channels(
+            self.recipe.criterion, network, left, options=self._options, generator=stream, **self._ingredients
+        )
+
+    def _named_scorer(self, scorer: Scorer | str | Path | None) -> tuple[str, Scorer] | None:
+        criterion = self.recipe.criterion
+        if criterion is None or "scorer" not in CHANNEL_CRITERIA.get(criterion).needs:
+            return None
+        return named_scorer(scorer)
+
+    def _summary(self, selection: Selection, began: float) -> ShrinkSummary:
+        full, widths = self.coupling.widths, selection.widths
+        params, flops = ((round(cost(full)), round(cost(widths))) for cost in (self.costs.params, self.costs.flops))
+        count = channel_count(self.coupling)
+        return ShrinkSummary(
+            method=self.request.title,
+            criterion=self.recipe.criterion,
+            spread=self.recipe.spread,
+            options=dict(self.request.options or {}),
+            scorer=self._scorer_name,
+            round_to=self.request.round_to,
+            asked=self.request.shares,
+            reached={
+                "channels": count(widths) / count(full),
+                "params": params[1] / params[0],
+                "flops": flops[1] / flops[0],
+            },
+            params=params,
+            flops=flops,
+            note=self._note(widths),
+            groups=tuple(GroupSummary(g.name, g.width, widths[g.name], g.unit) for g in self.coupling),
+            fixed=dict(self.coupling.fixed),
+            seconds=time.perf_counter() - began,
+        )
+
+    def _note(self, widths: Mapping[str, int]) -> str:
+        full = self.coupling.widths
+        unused = {b.name: 1 - b.cost(widths) / b.cost(full) / b.share for b in self.budgets}
+        tightest = min(unused, key=lambda name: unused[name])
+        if unused[tightest] <= _NEAR:
+            return ""
+        return (
+            f"{tightest} are {unused[tightest]:.1%} below the budget: channel counts go in steps (round-to "
+            f"{self.request.round_to}), and every further step would exceed it"
+        )
