@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from conftest import Batch
 from kills import KilledError, StopAfter
 from torch import nn
 
+from autosparse.channels.plan import Selection
 from autosparse.data import ImageData
 from autosparse.errors import AutoSparseError
 from autosparse.models import seeded_model
@@ -92,9 +94,17 @@ def test_what_a_trigger_watches_is_not_rounded_and_what_stays_is(
 
 def test_a_trigger_that_never_fires_says_so(tiny_data: ImageData, two_batches: list[Batch]) -> None:
     model = network()
-    request = {"method": "epi", "options": {"window": 1, "lookback": 0, "threshold": 1.0}}
+    shrinker = Shrinker(model, ShrinkRequest("epi", {"window": 1, "lookback": 0}, flops=0.5), two_batches)
+    trigger = shrinker.recipe.when.watch(epochs=5, density=0.5)  # type: ignore[union-attr]
+    looks = itertools.count()
+
+    def restless(_: nn.Module) -> Selection:
+        part = 1 + next(looks) % 2
+        return Selection({name: width // part for name, width in shrinker.coupling.widths.items()}, None)
+
+    undecided = EarlyNarrowing(shrinker.coupling, trigger, shrinker.select, restless, {})
     with pytest.raises(AutoSparseError, match=r"never was up to epoch 4.*give a cap"):
-        train(model, tiny_data, CONFIG, narrowing=narrowing(model, two_batches, request))
+        train(model, tiny_data, CONFIG, narrowing=undecided)
 
 
 def test_a_run_too_short_for_its_trigger_is_refused_before_it_begins(two_batches: list[Batch]) -> None:
