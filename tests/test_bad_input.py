@@ -363,6 +363,10 @@ def edited(**changes: object) -> Callable[[Path], None]:
         (edited(schema_version=99), ["schema version 99", "newer than 1", "upgrade"]),
         (edited(network={"model": "resnet20"}), ["'network.model_args' is None"]),
         (edited(network=3), ["'network.model' is None"]),
+        (
+            edited(network={"model": "os:abort", "model_args": {}, "seed": 0}),
+            ["os:abort, code of your own that is not run because a file says so", "--model os:abort"],
+        ),
         (edited(data={"image_size": "8"}), ["'data.image_size' is '8'"]),
         (edited(density=None), ["'density' is None"]),
         (Path.unlink, ["holds no summary.json", "autosparse prune"]),

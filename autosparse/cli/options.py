@@ -17,6 +17,7 @@ from autosparse.arguments import parse_arguments
 from autosparse.data import ImageData, load_data
 from autosparse.errors import AutoSparseError
 from autosparse.experiment import PruneSettings, ShrinkSettings
+from autosparse.models.rebuilding import is_own_code
 from autosparse.scorer.store import DEFAULT_SCORER, load_scorer
 from autosparse.training import Callback, ProgressBar
 
@@ -180,6 +181,12 @@ def shrink_settings(method: str, method_arg: list[str] | None, *, at_init: bool,
     if settings.scorer is not None:
         load_scorer(settings.scorer)
     return settings
+
+
+def next_training(masks: Path, model: str) -> str:
+    """The command that trains what was just written to the folder ``masks``."""
+    own = f" --model {model}" if is_own_code(model) else ""
+    return f"autosparse train --masks {masks}{own} --epochs 10 --out {masks}-trained"
 
 
 def resolve_device(text: str) -> torch.device:

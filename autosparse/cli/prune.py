@@ -31,6 +31,7 @@ from autosparse.cli.options import (
     console,
     help_text,
     load_images,
+    next_training,
     prune_settings,
     resolve_device,
 )
@@ -108,7 +109,7 @@ def prune_command(
         + ("" if summary.granularity != "weights" else f"{summary.budget} budget, ")
         + (f"sanity check {summary.sanity}, " if summary.sanity else "")
         + f"in {summary.seconds:.1f} s\nwrote {out}\n"
-        f"next: autosparse train --masks {out} --epochs 10 --out {out}-trained",
+        f"next: {next_training(out, model)}",
         highlight=False,
         soft_wrap=True,
     )

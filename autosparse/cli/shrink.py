@@ -32,6 +32,7 @@ from autosparse.cli.options import (
     console,
     help_text,
     load_images,
+    next_training,
     resolve_device,
     shrink_settings,
 )
@@ -107,7 +108,7 @@ def shrink_command(
         f"{model}: {_change('parameters', summary.params)}, {_change('FLOPs', summary.flops)} by {summary.method}"
         f"{f' (scorer {summary.scorer})' if summary.scorer else ''}, in {summary.seconds:.1f} s\n"
         + (f"note: {summary.note}\n" if summary.note else "")
-        + f"wrote {out}\nnext: autosparse train --masks {out} --epochs 10 --out {out}-trained",
+        + f"wrote {out}\nnext: {next_training(out, model)}",
         highlight=False,
         soft_wrap=True,
     )

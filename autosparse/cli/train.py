@@ -56,6 +56,7 @@ from autosparse.experiment import (
     train_to_folder,
 )
 from autosparse.models import parse_model_args
+from autosparse.models.rebuilding import is_own_code
 from autosparse.pruning import SCORE_BATCH
 from autosparse.training import TrainConfig
 
@@ -226,8 +227,14 @@ def train_command(
     initial_seed = seed
     if masks is not None:
         made = read_shrinking(masks) if is_shrunk(masks) else read_pruning(masks)
-        if model is None:
-            model, arguments = made["network"]["model"], {**made["network"]["model_args"], **arguments}
+        built = made["network"]["model"]
+        if model is None and is_own_code(built):
+            raise AutoSparseError(
+                f"{masks} was made from {built}, code of your own that is not run because a file says so: add "
+                f"--model {built}"
+            )
+        if model is None or (model == built and is_own_code(built)):
+            model, arguments = built, {**made["network"]["model_args"], **arguments}
         dataset = dataset or made["dataset"]
         image_size = image_size or made["data"]["image_size"]
         initial_seed = made["network"]["seed"]
