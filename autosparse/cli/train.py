@@ -177,7 +177,7 @@ def train_command(
     by_parts = when is not None or what is not None
     if (masks is not None) + dense + (method is not None or by_parts) != 1:
         raise AutoSparseError(
-            "give one of --masks DIR (of 'autosparse prune' or 'shrink'), --method NAME (or --when, --what) or --dense"
+            "give either --masks DIR (of 'autosparse prune' or 'shrink'), --method NAME (--when, --what) or --dense"
         )
     settings: PruneSettings | ShrinkSettings | None = None
     by_channels = {"when": when, "flops": flops, "params": params, "channels": channels, "spread": spread}
