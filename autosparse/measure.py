@@ -65,3 +65,14 @@ def _status(field: str) -> int | None:
         return None
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")]
     return found[0] if found else None
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """torch computes with ``count`` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -10,8 +10,7 @@ import math
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import nn
 from autosparse.errors import AutoSparseError
 from autosparse.files import save_tensors
 from autosparse.footprint import Footprint, footprint
+from autosparse.measure import torch_threads
 from autosparse.seeding import global_stream
 from autosparse.workload import Workload
 
@@ -135,7 +135,7 @@ def measure(
     _check(networks, image_shape, batch_sizes, threads, seconds)
     threads = threads or torch.get_num_threads()
     largest, latency = max(batch_sizes), {}
-    with _threads(threads), global_stream(0, "measure"):
+    with torch_threads(threads), global_stream(0, "measure"):
         work = [Workload(model, image_shape, device) for model in networks.values()]
         flops = [workload.flops() for workload in work]
         for batch in batch_sizes:
@@ -183,16 +183,6 @@ def _check(
         raise AutoSparseError(f"threads is {threads}: give 1 or more")
     if not 0 <= seconds < float("inf"):
         raise AutoSparseError(f"seconds is {seconds}: give 0 or more")
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _in_turn(runs: Sequence[Callable[[], None]], seconds: float, device: torch.device) -> np.ndarray:

@@ -7,11 +7,11 @@ the table says otherwise.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from autosparse.criteria import CRITERIA
+from autosparse.criteria import CRITERIA, Criterion
 from autosparse.criteria.base import fits
 from autosparse.errors import AutoSparseError, UnknownNameError
 from autosparse.registry import Registry
@@ -92,18 +92,36 @@ class Recipe:
         Raises:
             UnknownNameError: neither the trigger nor the criterion has such an option.
         """
-        criterion, trigger = CRITERIA.get(self.criterion), {f.name for f in fields(self.when)}
-        for name in given:
-            if name not in trigger and name not in criterion.options:
-                raise UnknownNameError(f"option of {self.criterion}", name, {*trigger, *criterion.options})
-        changed = {name: value for name, value in given.items() if name not in criterion.options}
-        for name, value in changed.items():
-            default = getattr(self.when, name)
-            if not fits(value, default):
-                raise AutoSparseError(f"option {name} is {value!r}: give a value such as {default!r}, its default")
-        own = {name: value for name, value in given.items() if name in criterion.options}
-        criterion.check_options(own)
+        criterion = CRITERIA.get(self.criterion)
+        changed, own = divided_options(given, self.when, {f.name for f in fields(self.when)}, criterion)
         return replace(self, when=replace(self.when, **changed)), own
+
+
+def divided_options(
+    given: Mapping[str, Any], when: object, settings: Collection[str], criterion: Criterion[Any] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of a method divided into those of its trigger ``when`` and those of its criterion, both checked.
+
+    Args:
+        settings: fields of ``when`` that may be set. A name that the criterion has too is the criterion's.
+
+    Raises:
+        UnknownNameError: neither has such an option. AutoSparseError: a value of another type.
+    """
+    options = criterion.options if criterion else {}
+    for name in given:
+        if name not in settings and name not in options:
+            owner = criterion.name if criterion else "the method"
+            raise UnknownNameError(f"option of {owner}", name, {*settings, *options})
+    changed = {name: value for name, value in given.items() if name not in options}
+    for name, value in changed.items():
+        default = getattr(when, name)
+        if not fits(value, default):
+            raise AutoSparseError(f"option {name} is {value!r}: give a value such as {default!r}, its default")
+    own = {name: value for name, value in given.items() if name in options}
+    if criterion:
+        criterion.check_options(own)
+    return changed, own
 
 
 _CROPIT = AtInit(rounds=7, path="halving")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -16,6 +16,7 @@ from autosparse.bench.cells import Cell, digest
 from autosparse.bench.images import images_of
 from autosparse.bench.setting import SETTING
 from autosparse.experiment import Network
+from autosparse.measure import torch_threads
 from autosparse.training import Callback, train
 
 #: ``trainings_of(method, options, density)``: how many trainings of the grid's length a method costs.
@@ -46,7 +47,7 @@ def plan(
     for cell in cells:
         facts = replace(cell, seed=0, density=1.0).facts
         groups.setdefault(digest({**facts, "label": cell.label}), []).append(cell)
-    with _threads(threads):
+    with torch_threads(threads):
         for group in groups.values():
             first = group[0]
             key = digest({name: first.facts[name] for name in SETTING})
@@ -116,13 +117,3 @@ class _Stopwatch(Callback):
     def step_seconds(self) -> float:
         steps = [end - begin for begin, end in zip(self._times, self._times[1:], strict=False)]
         return median(steps[_WARM_UP:] or steps or [0.0])
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

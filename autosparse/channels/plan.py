@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
-from autosparse.channels.groups import Coupling, without
+from autosparse.channels.groups import Coupling, widths_of, without
 from autosparse.channels.recipes import ChannelRecipe
 from autosparse.channels.surgery import shrink_
 from autosparse.channels.synexp import path_weights, synexp_widths
@@ -56,7 +56,7 @@ def select_channels(
     """
     if recipe.spread == "global":
         kept = _by_scores(model, coupling, budgets, recipe, scoring, steps_of(coupling, round_to))
-        return Selection({name: int(mask.sum()) for name, mask in kept.items()}, kept)
+        return Selection(widths_of(kept), kept)
     wanted = _wanted(model, coupling, budgets, recipe)
     steps = wider_steps_of(coupling, wanted, round_to) if recipe.widen else steps_of(coupling, round_to)
     widths = fill(coupling, budgets, steps, priorities_of_widths(wanted, steps))

@@ -8,8 +8,8 @@ from typing import Any
 
 from autosparse.channels.criteria import CHANNEL_CRITERIA
 from autosparse.criteria import CRITERIA
-from autosparse.criteria.base import fits
 from autosparse.errors import AutoSparseError, UnknownNameError
+from autosparse.recipes import divided_options
 from autosparse.registry import Registry
 from autosparse.triggers.early_bird import TicketStable
 from autosparse.triggers.epi import ArchitectureStable
@@ -123,20 +123,9 @@ class ChannelRecipe:
             another type, or EPI needs a threshold.
         """
         criterion = CHANNEL_CRITERIA.get(self.criterion) if self.criterion else None
-        options = criterion.options if criterion else {}
-        trigger = {field.name for field in fields(self.when)}
-        if isinstance(self.when, AtInit) and self.spread != "global":
-            trigger = set()  # nothing is chosen in rounds
-        for name in given:
-            if name not in trigger and name not in options:
-                raise UnknownNameError("option of the method", name, {*trigger, *options})
-        own = {name: value for name, value in given.items() if name in options}
-        if criterion:
-            criterion.check_options(own)
-        changed = {name: value for name, value in given.items() if name not in options}
-        for name, value in changed.items():
-            if not fits(value, default := getattr(self.when, name)):
-                raise AutoSparseError(f"option {name} is {value!r}: give a value such as {default!r}, its default")
+        in_rounds = self.spread == "global" or not isinstance(self.when, AtInit)  # nothing else is chosen in rounds
+        settings = {field.name for field in fields(self.when)} if in_rounds else set()
+        changed, own = divided_options(given, self.when, settings, criterion)
         if isinstance(self.when, ArchitectureStable) and self.criterion:
             return replace(self, when=ArchitectureStable.for_importance(self.criterion, **changed)), own
         return replace(self, when=replace(self.when, **changed)), own

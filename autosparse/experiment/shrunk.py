@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autosparse.channels.groups import widths_of
 from autosparse.channels.plan import Selection
 from autosparse.channels.store import load, save_shrunk
 from autosparse.data import ImageData
@@ -140,9 +141,10 @@ class ShrunkStart:
         summary, trigger, dense_epochs = dict(self.summary or {}), {}, 0
         if self.narrowing is not None and self.shrinker is not None:
             assert self.narrowing.kept is not None  # a trigger that never fires raises
-            widths = {name: int(mask.sum()) for name, mask in self.narrowing.kept.items()}
             began = time.perf_counter() - self.narrowing.seconds
-            summary = self.shrinker.plan(Selection(widths, self.narrowing.kept), began).summary.as_dict()
+            summary = self.shrinker.plan(
+                Selection(widths_of(self.narrowing.kept), self.narrowing.kept), began
+            ).summary.as_dict()
             trigger = self.narrowing.facts()
             dense_epochs = trigger["pruned_at_epoch"]
         return {
