@@ -264,6 +264,11 @@ class Shrinker:
         self._scorer_name = named[0] if named else None
         self._ingredients = {"batches": batches, "loss_fn": loss_fn, "scorer": named[1] if named else None}
 
+    def require_reachable(self) -> None:
+        """BudgetError when not even the narrowest network is within the budgets."""
+        steps = steps_of(self.coupling, self.request.round_to)
+        fill(self.coupling, self.budgets, steps, priorities_of_widths(self.coupling.widths, steps))
+
     def select(self, model: nn.Module) -> Selection:
         """The channels of ``model``, the dense network at any weights, that the method keeps; it is not changed."""
         return select_channels(model, self.coupling, self.budgets, self.recipe, self._scores, self.request.round_to)

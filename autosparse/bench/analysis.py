@@ -13,9 +13,30 @@ from scipy.stats import rankdata
 from autosparse.bench.comparison import Comparison, Overall, overall, with_plain, with_reference
 from autosparse.bench.groups import Group, group_cells
 from autosparse.bench.results import Results
-from autosparse.bench.setting import Setting, setting_names
+from autosparse.bench.setting import WEIGHTS, Setting, setting_names
 from autosparse.bench.statistics import Ranks, rank
 from autosparse.errors import AutoSparseError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Ranks of labels that can be compared: of those that prune weights, or of those that remove channels.
+
+    Args:
+        what: ``weights`` or ``channels``.
+        labels: all of the kind, best mean rank first.
+        ranks: over the blocks (setting, density, seed) in which every label has finished; None without such a block.
+            Labels of N:M patterns, whose density is their own, take no part (unless there are no others), nor do
+            labels that have finished nowhere.
+        blocks: number of blocks in which any label has finished.
+        unranked: label -> in how many of these it has not, which keeps them out of the ranks.
+    """
+
+    what: str
+    labels: tuple[str, ...]
+    ranks: Ranks | None
+    blocks: int
+    unranked: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -23,18 +44,16 @@ class Analysis:
     """Everything that is said about a benchmark.
 
     Args:
-        titles: setting -> its name, in order.
-        labels: of the pruning methods, best mean rank first; dense networks and sanity checks have none.
+        titles: setting -> its name, in order. Dense networks of a setting in which only channels are removed have no
+            table, and none of these, of their own.
+        labels: of the pruning methods, best mean rank first, those that remove channels last; dense networks and
+            sanity checks have none.
         groups: every group of seeds: dense first, then by label and from the highest density to the lowest.
         comparisons: every other label with the reference at the same setting and density. One family for Holm's
             correction.
         overall: the same averaged over settings and densities, one a label: another family.
         sanity: every sanity check with the same label without it: a third family.
-        ranks: over the blocks (setting, density, seed) in which every label has finished; None without such a block.
-            Labels of N:M patterns, whose density is their own, take no part (unless there are no others), nor do
-            labels that have finished nowhere.
-        blocks: number of blocks in which any label has finished.
-        unranked: label -> in how many of these it has not, which keeps them out of the ranks.
+        rankings: of the methods for weights and of those for channels, where there are any.
         absent: planned cells that the folder does not have, as (setting, label, density, seed); without a plan those
             that a crossing of each setting's labels, densities and seeds has.
     """
@@ -47,9 +66,7 @@ class Analysis:
     comparisons: tuple[Comparison, ...]
     overall: tuple[Overall, ...]
     sanity: tuple[Comparison, ...]
-    ranks: Ranks | None
-    blocks: int
-    unranked: Mapping[str, int]
+    rankings: tuple[Ranking, ...]
     absent: tuple[tuple[Setting, str, float, int], ...]
 
     def group(self, setting: Setting, label: str, density: float) -> Group | None:
@@ -58,7 +75,17 @@ class Analysis:
 
     def dense(self, setting: Setting) -> Group | None:
         """The dense networks of a setting."""
-        return next((group for group in self.groups if group.is_dense and group.setting == setting), None)
+        own = setting.of_weights
+        return next((group for group in self.groups if group.is_dense and group.setting == own), None)
+
+    def groups_of(self, setting: Setting) -> list[Group]:
+        """All groups of a setting, its dense networks first."""
+        dense = self.dense(setting)
+        return [*([dense] if dense else []), *(g for g in self.groups if g.setting == setting and not g.is_dense)]
+
+    def shown_with(self, setting: Setting) -> Setting:
+        """``setting``, or where it has no title of its own, the first that its dense networks belong to."""
+        return setting if setting in self.titles else next(s for s in self.titles if s.of_weights == setting)
 
     def labels_of(self, setting: Setting) -> list[str]:
         """The labels that the setting has, best first."""
@@ -104,10 +131,13 @@ def analyse(results: Results, reference: str | None = None) -> Analysis:
         reference = results.reference
     groups = group_cells(results.cells)
     plain = [group for group in groups if group.sanity is None and not group.is_dense]
-    patterned = _patterned(plain)
-    blocks = _blocks(group for group in plain if group.label not in patterned)
-    labels = _ordered(dict.fromkeys(group.label for group in plain), blocks)
-    settings = sorted({group.setting for group in groups}, key=lambda s: (s.model, s.dataset, s.key))
+    kinds = {"weights": [g for g in plain if g.setting.measure == WEIGHTS]}
+    kinds["channels"] = [group for group in plain if group.setting.measure != WEIGHTS]
+    rankings = tuple(_ranking(what, members) for what, members in kinds.items() if members)
+    labels = list(dict.fromkeys(label for ranking in rankings for label in ranking.labels))
+    settings = sorted({group.setting for group in groups}, key=lambda s: (s.model, s.dataset, s.key, s.measure))
+    full = {group.setting for group in groups if not group.is_dense}
+    bare = {s for s in settings if s not in full and s in {other.of_weights for other in full}}
     places = {setting: place for place, setting in enumerate(settings)}
     order = {label: place for place, label in enumerate(labels)}
     groups.sort(
@@ -115,27 +145,38 @@ def analyse(results: Results, reference: str | None = None) -> Analysis:
             places[g.setting], not g.is_dense, order.get(g.label, len(order)), g.label, -g.density, g.sanity or "",
         )
     )  # fmt: skip
-    finished = {label for block in blocks.values() for label in block}
-    ranked = [label for label in labels if label in finished]
     comparisons = with_reference(groups, reference)
-    full = [block for block in blocks.values() if len(block) == len(ranked)]
     return Analysis(
         results=results,
         reference=reference,
-        titles=setting_names(settings),
+        titles=setting_names([s for s in settings if s not in bare]),
         labels=tuple(labels),
         groups=tuple(groups),
         comparisons=comparisons,
         overall=overall(comparisons),
         sanity=with_plain(groups),
-        ranks=rank({label: [block[label] for block in full] for label in ranked}),
-        blocks=len(blocks),
-        unranked={
+        rankings=rankings,
+        absent=tuple(_gaps(groups)) if results.absent is None else results.absent,
+    )
+
+
+def _ranking(what: str, groups: Sequence[Group]) -> Ranking:
+    patterned = _patterned(groups)
+    blocks = _blocks(group for group in groups if group.label not in patterned)
+    labels = _ordered(dict.fromkeys(group.label for group in groups), blocks)
+    finished = {label for block in blocks.values() for label in block}
+    ranked = [label for label in labels if label in finished]
+    complete = [block for block in blocks.values() if len(block) == len(ranked)]
+    return Ranking(
+        what,
+        tuple(labels),
+        rank({label: [block[label] for block in complete] for label in ranked}),
+        len(blocks),
+        {
             label: gaps
             for label in labels
             if label not in patterned and (gaps := sum(label not in block for block in blocks.values()))
         },
-        absent=tuple(_gaps(groups)) if results.absent is None else results.absent,
     )
 
 

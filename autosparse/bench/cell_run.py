@@ -13,12 +13,16 @@ import torch.nn.functional as F
 from autosparse.bench.cells import Cell, digest
 from autosparse.bench.images import images_of
 from autosparse.bench.shared import Shared
+from autosparse.channels.recipes import CHANNEL_RECIPES
+from autosparse.channels.store import load
 from autosparse.criteria import CRITERIA, mean_gradient
 from autosparse.data import ImageData
 from autosparse.errors import AutoSparseError
-from autosparse.experiment import Known, Network, PruneSettings, TrainResult, train_to_folder
+from autosparse.experiment import Known, Network, PruneSettings, ShrinkSettings, TrainResult, train_to_folder
+from autosparse.experiment.shrunk import shrinker_for
 from autosparse.files import load_tensors, save_tensors
 from autosparse.measure import Cost, measured
+from autosparse.measuring import measure
 from autosparse.pruning import score_batches
 from autosparse.recipes import recipe_of
 from autosparse.training import load_state
@@ -26,6 +30,8 @@ from autosparse.triggers.init import AtInit
 from autosparse.triggers.rounds import AfterTraining, PQRewinding, Rewinding
 
 _GRADIENTS = "initial-gradients"
+
+_BATCH, _SECONDS = 128, 3.0  # of measuring latency
 
 
 def run_cell(
@@ -49,6 +55,9 @@ def run_cell(
         return _result(_dense(cell, network, data, shared, device)[0])
     settings = settings_of(cell)
     settings.check(at_init=False)
+    if isinstance(settings, ShrinkSettings):
+        run = _train(cell, network, data, work / "run", device, settings, test=test)
+        return {**_result(run), "latency": _latency(work / "run", network, data, device)}
     known = _known(cell, network, settings, data, shared, device)
     return _result(_train(cell, network, data, work / "run", device, settings, known, test))
 
@@ -58,8 +67,23 @@ def network_of(cell: Cell, data: ImageData) -> Network:
     return Network(cell.model, dict(cell.model_args), data.num_classes, data.channels, cell.seed)
 
 
-def settings_of(cell: Cell) -> PruneSettings:
+def settings_of(cell: Cell) -> PruneSettings | ShrinkSettings:
     """How ``cell`` prunes, as the commands say it."""
+    if cell.removes_channels:
+        return ShrinkSettings(
+            method=cell.method,
+            options=dict(cell.options),
+            when=cell.when,
+            criterion=cell.what,
+            spread=cell.spread,
+            keep=tuple(cell.keep),
+            round_to=cell.round_to,
+            scorer=cell.scorer,
+            score_images=cell.score_images,
+            channels=cell.shares.get("channels"),
+            params=cell.shares.get("params"),
+            flops=cell.shares.get("flops"),
+        )
     return PruneSettings(
         sparsity=None if cell.granularity else round(1 - cell.density, 12),
         method=cell.method,
@@ -80,7 +104,7 @@ def _train(
     data: ImageData,
     out: Path,
     device: str,
-    settings: PruneSettings | None = None,
+    settings: PruneSettings | ShrinkSettings | None = None,
     known: Known | None = None,
     test: bool = True,
 ) -> TrainResult:
@@ -157,6 +181,17 @@ def _gradients(
     return Known({name: value.to(device) for name, value in gradients.items()}, cost=Cost(**facts["cost"]))
 
 
+def _latency(folder: Path, network: Network, data: ImageData, device: str) -> dict[str, Any]:
+    """Inference of the smaller network in ``folder`` over that of the dense one, measured in turn."""
+    dense = network.build().to(device)
+    shape = (data.channels, data.image_size, data.image_size)
+    networks = {"small": load(folder, dense).to(device), "dense": dense}
+    found = measure(networks, shape, batch_sizes=[_BATCH], device=device, seconds=_SECONDS, memory=False)
+    assert found.speedup is not None  # of two networks
+    gain = found.speedup.latency[_BATCH]
+    return {"batch": _BATCH, "share": 1 / gain.median, "low": 1 / gain.high, "high": 1 / gain.low}
+
+
 def _common(cell: Cell) -> dict[str, Any]:
     """What determines a training beside the network and its masks."""
     names = ("dataset", "image_size", "split_seed", "train", "seed")
@@ -190,7 +225,7 @@ def trainings_of(method: str, options: Mapping[str, Any], density: float) -> flo
     SAP's rounds follow the data: they are counted as ten.
     The dense training before :class:`AfterTraining` is counted, although a grid's own dense cell can stand in for it.
     """
-    if method == "dense":
+    if method == "dense" or method in CHANNEL_RECIPES:
         return 1.0
     recipe, _ = recipe_of(method).with_options(options)
     when = recipe.when
@@ -215,9 +250,13 @@ def check_cell(cell: Cell, data: ImageData) -> None:
     try:
         _check_output(model, x, data.num_classes)
         if not cell.is_dense:
-            settings_of(cell).check(at_init=False)
-            recipe, _ = recipe_of(cell.method).with_options(cell.options)
-            CRITERIA.get(recipe.criterion).check(model, x)
+            settings = settings_of(cell)
+            settings.check(at_init=False)
+            if isinstance(settings, ShrinkSettings):
+                shrinker_for(model, network_of(cell, data), data, settings).require_reachable()
+            else:
+                recipe, _ = recipe_of(cell.method).with_options(cell.options)
+                CRITERIA.get(recipe.criterion).check(model, x)
     except AutoSparseError as error:
         raise AutoSparseError(f"{cell.method} does not apply to {cell.model}: {error}") from None
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from autosparse.arguments import parse_arguments
-from autosparse.bench.grid import DENSE, Grid, MethodEntry
+from autosparse.bench.grid import CHANNEL_MEASURES, DENSE, Grid, MethodEntry
+from autosparse.bench.setting import WEIGHTS
+from autosparse.channels.widths import ROUND_TO
 from autosparse.errors import AutoSparseError
 from autosparse.granularity import parse_granularity
 from autosparse.training import TrainConfig
@@ -23,6 +25,9 @@ from autosparse.training import TrainConfig
 CELL_VERSION = 1
 
 _FOLDER = "imagefolder:"
+
+#: Fields that cells had not from the beginning: at their defaults they are no part of facts and files.
+_LATER = ("measure", "when", "what", "spread", "keep", "round_to", *CHANNEL_MEASURES)
 
 
 def _default_training() -> dict[str, Any]:
@@ -36,10 +41,13 @@ class Cell:
     Args:
         method: a name, or ``dense`` for the network that is not pruned.
         choose: options whose values are chosen by validation accuracy with ``choose_seed``, before the cell is run.
-        density: the fraction of the weights that is kept; 1 for ``dense``.
+        density: the share of ``measure`` that is kept; 1 for ``dense``.
+        measure: ``weights``, or what channels are removed to: ``flops``, ``params`` or ``channels``.
         seed: of initial weights, scores, data order and augmentation.
         score_images: training images that the method may look at; 0 for ``dense``.
         train: the fields of :class:`~autosparse.training.TrainConfig` but the seed.
+        when, what, spread, keep, round_to: as :class:`~autosparse.shrinking.ShrinkRequest` has them.
+        flops, params, channels: budgets beside ``measure``'s.
     """
 
     model: str
@@ -61,6 +69,15 @@ class Cell:
     choose_seed: int | None = None
     score_images: int = 1280
     train: Mapping[str, Any] = field(default_factory=_default_training)
+    measure: str = WEIGHTS
+    when: str | None = None
+    what: str | None = None
+    spread: str | None = None
+    keep: Sequence[str] = ()
+    round_to: int = ROUND_TO
+    flops: float | None = None
+    params: float | None = None
+    channels: float | None = None
     label: str = field(default="", compare=False)
 
     @property
@@ -70,9 +87,21 @@ class Cell:
     @property
     def title(self) -> str:
         """For messages: ``SynFlow on resnet20, digits, density 0.02, seed 1``."""
-        return (
-            f"{self.label or self.method} on {self.model}, {self.dataset}, density {self.density:g}, seed {self.seed}"
-        )
+        kept = f"{'density' if self.measure == WEIGHTS else self.measure} {self.density:g}"
+        return f"{self.label or self.method} on {self.model}, {self.dataset}, {kept}, seed {self.seed}"
+
+    @property
+    def removes_channels(self) -> bool:
+        return self.measure != WEIGHTS
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The budgets of a method that removes channels, the cell's own first."""
+        found = {self.measure: self.density}
+        for name in CHANNEL_MEASURES:
+            if name != self.measure and (share := getattr(self, name)) is not None:
+                found[name] = share
+        return found
 
     @property
     def train_config(self) -> TrainConfig:
@@ -81,7 +110,7 @@ class Cell:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What determines the result, JSON-able: the same images or scorer in another place are the same fact."""
-        found = {**asdict(self), "cell_version": CELL_VERSION}
+        found = {**self.as_dict(), "cell_version": CELL_VERSION}
         del found["label"]
         if self.dataset.startswith(_FOLDER):
             found["dataset"] = _FOLDER + Path(self.dataset.removeprefix(_FOLDER)).name
@@ -95,7 +124,8 @@ class Cell:
         return digest(self.facts)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        later = {f.name: f.default for f in fields(self) if f.name in _LATER}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
     def candidates(self) -> Iterator[dict[str, Any]]:
         """Every combination of the values that are to be chosen from; one, empty, when there is nothing to choose."""
@@ -121,6 +151,8 @@ class Cell:
     def _method_words(self) -> list[str]:
         if self.is_dense:
             return ["--dense"]
+        if self.removes_channels:
+            return self._channel_words()
         sparsity = 1 - Decimal(repr(self.density))  # 0.93, where binary floats make 0.9299999999999999
         words = ["--method", self.method, "--sparsity", f"{sparsity:f}", *_pairs("--method-arg", self.options)]
         for name in ("budget", "granularity", "sanity", "scorer"):
@@ -130,6 +162,19 @@ class Cell:
             words += ["--min-layer-density", repr(self.min_layer_density)]
         if self.keep_connected:
             words += ["--keep-connected"]
+        return [*words, "--score-images", str(self.score_images)]
+
+    def _channel_words(self) -> list[str]:
+        words = ["--where", "channels", "--method", self.method, *_pairs("--method-arg", self.options)]
+        for name, share in self.shares.items():
+            words += [f"--{name}", repr(share)]
+        for name in ("when", "what", "spread", "scorer"):
+            if getattr(self, name) is not None:
+                words += [f"--{name}", getattr(self, name)]
+        for module in self.keep:
+            words += ["--keep", module]
+        if self.round_to != ROUND_TO:
+            words += ["--round-to", str(self.round_to)]
         return [*words, "--score-images", str(self.score_images)]
 
     def _training_words(self) -> list[str]:
@@ -198,13 +243,21 @@ def cells_of(grid: Grid) -> list[Cell]:
             seed=seed,
             score_images=0 if method.name == DENSE else grid.score_images,
             train=grid.train.model_dump(),
+            measure=measure,
+            when=method.when,
+            what=method.what,
+            spread=method.spread,
+            keep=tuple(method.keep),
+            round_to=method.round_to,
+            **{name: getattr(method, name) for name in CHANNEL_MEASURES},
             label=method.label,
         )
         for seed in grid.seeds
         for model in grid.models
         for dataset in grid.datasets
-        for method in grid.methods
-        for density in _densities(method, grid.densities)
+        for entry in grid.methods
+        for method in entry.variants()
+        for measure, density in _amounts(method, grid)
     ]
     known: dict[str, Cell] = {}
     for cell in found:
@@ -216,8 +269,11 @@ def cells_of(grid: Grid) -> list[Cell]:
     return sorted(found, key=lambda cell: not cell.is_dense)
 
 
-def _densities(method: MethodEntry, densities: Sequence[float]) -> Sequence[float]:
+def _amounts(method: MethodEntry, grid: Grid) -> list[tuple[str, float]]:
+    """What is kept in the cells of ``method``: a measure and a share of it for each."""
+    if method.removes_channels:
+        return [(name, share) for name in CHANNEL_MEASURES for share in getattr(grid, name)]
     blocks = parse_granularity(method.granularity)
     if method.name == DENSE:
-        return [1.0]
-    return densities if blocks is None else [blocks.keep / blocks.size]
+        return [(WEIGHTS, 1.0)]
+    return [(WEIGHTS, density) for density in (grid.densities if blocks is None else [blocks.keep / blocks.size])]

@@ -65,7 +65,7 @@ def with_reference(groups: Sequence[Group], reference: str | None) -> tuple[Comp
     }
     pairs = []
     for ours in groups:
-        other = theirs.get((ours.setting, ours.density)) or theirs.get((ours.setting, None))
+        other = theirs.get((ours.setting, ours.density)) or theirs.get((ours.setting.of_weights, None))
         if other is not None and not ours.is_dense and ours.sanity is None and ours.label != reference:
             pairs.append((ours, other))
     return _corrected(pairs)

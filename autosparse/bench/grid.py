@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -23,6 +24,9 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from autosparse.bench.yaml_lines import Document, Where, read_yaml
+from autosparse.channels.criteria import CHANNEL_CRITERIA
+from autosparse.channels.recipes import CHANNEL_RECIPES, SPREADS, TRIGGERS
+from autosparse.channels.widths import ROUND_TO
 from autosparse.data.sources import SOURCES
 from autosparse.errors import AutoSparseError, UnknownNameError
 from autosparse.granularity import parse_granularity
@@ -33,6 +37,9 @@ from autosparse.scorer.store import load_scorer
 from autosparse.training import TrainConfig
 
 DENSE = "dense"
+
+#: What a share may be kept of by removing channels: the keys of a grid beside ``densities``, which are of the weights.
+CHANNEL_MEASURES = ("flops", "params", "channels")
 
 
 def _plain(value: Any) -> Any:
@@ -70,6 +77,14 @@ def _named(value: Any) -> Any:
 
 Plain = Annotated[Any, AfterValidator(_plain)]
 Options = dict[Annotated[str, AfterValidator(_identifier)], Plain]
+Values = dict[
+    Annotated[str, AfterValidator(_identifier)], Annotated[list[Plain], Field(min_length=1), AfterValidator(_distinct)]
+]
+Share = Annotated[float, Field(gt=0, le=1)]
+Shares = Annotated[list[Share], AfterValidator(_distinct)]
+
+_OF_WEIGHTS = ("budget", "granularity", "sanity", "min_layer_density", "keep_connected")
+_OF_CHANNELS = ("when", "what", "spread", "keep", "round_to", *CHANNEL_MEASURES)
 
 
 class _Part(BaseModel):
@@ -98,21 +113,46 @@ class DatasetEntry(_Part):
 
 
 class MethodEntry(_Part):
-    """A method with its settings. ``choose``: for every option the values among which validation accuracy decides."""
+    """A method with its settings.
+
+    ``choose``: for every option the values among which validation accuracy decides. ``each``: for every option the
+    values that are all run, each under a label of its own. ``when`` to ``channels`` are for methods that remove
+    channels; ``flops``, ``params`` and ``channels`` are budgets beside the grid's own.
+    """
 
     name: str
     label: str = ""
     args: Options = {}
-    choose: dict[
-        Annotated[str, AfterValidator(_identifier)],
-        Annotated[list[Plain], Field(min_length=1), AfterValidator(_distinct)],
-    ] = {}
+    choose: Values = {}
+    each: Values = {}
     budget: str | None = None
     granularity: str | None = None
     sanity: str | None = None
     scorer: str | None = None
     min_layer_density: float = Field(0.0, ge=0, le=1)
     keep_connected: bool = False
+    when: str | None = None
+    what: str | None = None
+    spread: str | None = None
+    keep: list[str] = []
+    round_to: int = Field(ROUND_TO, ge=1)
+    flops: Share | None = None
+    params: Share | None = None
+    channels: Share | None = None
+
+    @property
+    def removes_channels(self) -> bool:
+        return self.name in CHANNEL_RECIPES
+
+    def variants(self) -> Iterator[MethodEntry]:
+        """An entry for every combination of the values in ``each``; the entry itself where there are none."""
+        if not self.each:
+            yield self
+            return
+        for values in itertools.product(*self.each.values()):
+            own = dict(zip(self.each, values, strict=True))
+            label = ", ".join([self.label, *(f"{name}={value}" for name, value in own.items())])
+            yield self.model_copy(update={"args": {**self.args, **own}, "each": {}, "label": label})
 
     @field_validator("name")
     @classmethod
@@ -128,6 +168,14 @@ class MethodEntry(_Part):
         look_up = {"budget": check_budget, "sanity": check_sanity, "scorer": load_scorer}[info.field_name or ""]
         return value and _checked(value, look_up)
 
+    @field_validator("when", "what", "spread")
+    @classmethod
+    def _part(cls, value: str | None, info: ValidationInfo) -> str | None:
+        known = {"when": TRIGGERS, "what": CHANNEL_CRITERIA.names(), "spread": SPREADS}[info.field_name or ""]
+        if value is not None and value not in known:
+            raise ValueError(str(UnknownNameError(info.field_name or "", value, known)))
+        return value
+
     @field_validator("granularity")
     @classmethod
     def _pattern(cls, text: str | None) -> str | None:
@@ -139,14 +187,22 @@ class MethodEntry(_Part):
         given = self.model_dump(exclude_defaults=True, exclude={"name", "label"})
         if self.name == DENSE and given:
             raise ValueError(f"dense takes no {', '.join(given)}: remove it")
-        if both := sorted(self.args.keys() & self.choose.keys()):
-            raise ValueError(f"'{both[0]}' is both in args and in choose: keep one")
+        if foreign := [name for name in (_OF_WEIGHTS if self.removes_channels else _OF_CHANNELS) if name in given]:
+            other = "single weights" if self.removes_channels else "channels"
+            raise ValueError(
+                f"'{foreign[0]}' is for methods that remove {other}, which {self.name} does not: leave it out"
+            )
+        given_twice = [*self.args, *self.choose, *self.each]
+        if both := [name for index, name in enumerate(given_twice) if name in given_twice[:index]]:
+            where = [part for part in ("args", "choose", "each") if both[0] in getattr(self, part)]
+            raise ValueError(f"'{both[0]}' is both in {' and in '.join(where)}: keep one")
         self.label = self.label or self._description()
         return self
 
     def _description(self) -> str:
         facts = {**self.args, **{name: f"{len(values)} values" for name, values in self.choose.items()}}
-        others = self.model_dump(exclude_defaults=True, exclude={"name", "label", "args", "choose"})
+        others = self.model_dump(exclude_defaults=True, exclude={"name", "label", "args", "choose", "each"})
+        others = {name: "+".join(value) if name == "keep" else value for name, value in others.items()}
         return ", ".join([self.name, *(f"{name}={value}" for name, value in {**facts, **others}.items())])
 
 
@@ -169,7 +225,11 @@ else:
 
 
 class Grid(_Part):
-    """Every model on every data set by every method at every density with every seed."""
+    """Every model on every data set by every method at every density with every seed.
+
+    ``densities`` are shares of the weights, for methods that prune weights; ``flops``, ``params`` and ``channels``
+    shares for methods that remove channels.
+    """
 
     models: Annotated[
         list[Annotated[ModelEntry, BeforeValidator(_named)]], Field(min_length=1), AfterValidator(_distinct)
@@ -178,7 +238,10 @@ class Grid(_Part):
         list[Annotated[DatasetEntry, BeforeValidator(_named)]], Field(min_length=1), AfterValidator(_distinct)
     ]
     methods: Annotated[list[Annotated[MethodEntry, BeforeValidator(_named)]], Field(min_length=1)]
-    densities: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1), AfterValidator(_distinct)]
+    densities: Shares = []
+    flops: Shares = []
+    params: Shares = []
+    channels: Shares = []
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
     train: TrainEntry = Field(default_factory=TrainEntry)
     score_images: int = Field(1280, ge=1)
@@ -187,15 +250,25 @@ class Grid(_Part):
     @field_validator("methods")
     @classmethod
     def _labels_differ(cls, methods: list[MethodEntry]) -> list[MethodEntry]:
-        labels = [method.label for method in methods]
+        labels = [variant.label for method in methods for variant in method.variants()]
         if twice := [label for index, label in enumerate(labels) if label in labels[:index]]:
             raise ValueError(f"has two methods with the label '{twice[0]}': give one of them another label")
         return methods
 
+    @model_validator(mode="after")
+    def _amounts_are_there(self) -> Grid:
+        """Every method has shares to keep; dense networks need none, and patterns bring their own."""
+        for method in self.methods:
+            names = CHANNEL_MEASURES if method.removes_channels else ("densities",)
+            own = method.name == DENSE or method.granularity is not None
+            if not own and not any(getattr(self, name) for name in names):
+                raise ValueError(f"{method.label} needs to know how much to keep: add {names[0]}: [0.5, 0.25]")
+        return self
+
     @field_validator("reference")
     @classmethod
     def _is_a_label(cls, reference: str | None, info: ValidationInfo) -> str | None:
-        labels = [method.label for method in info.data.get("methods", [])]
+        labels = [variant.label for method in info.data.get("methods", []) for variant in method.variants()]
         if reference is not None and labels and reference not in labels:
             raise ValueError(str(UnknownNameError("label", reference, labels)))
         return reference
@@ -256,7 +329,7 @@ def _problem(found: ErrorDetails) -> str:
     if kind == "too_short":
         return f"{name} is empty: give at least one"
     if kind == "value_error":
-        return f"{name}: {message.removeprefix('Value error, ')}"
+        return ": ".join(filter(None, [name, message.removeprefix("Value error, ")]))
     if kind == "model_type":
         return f"{name} is {_spelled(found['input'])}: give a name, or a mapping with the key name"
     return f"{name} is {_spelled(found['input'])}: {message.replace('Input', 'it')}"

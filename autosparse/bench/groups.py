@@ -50,6 +50,12 @@ class Group:
         values = [getattr(cell.outcome, name) for cell in self.cells]
         return [float(value) for value in values if value is not None]
 
+    def shares(self, name: str) -> list[float]:
+        """A number of every smaller network, such as ``latency``, where it was measured."""
+        found = [cell.outcome.smaller for cell in self.cells if cell.outcome and cell.outcome.smaller]
+        values = [getattr(smaller, name) for smaller in found]
+        return [float(value) for value in values if value is not None]
+
 
 def group_cells(cells: Iterable[Cell]) -> list[Group]:
     """The groups of ``cells``, in order of their first seed."""

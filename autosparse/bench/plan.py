@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from autosparse.bench.cells import cells_of
 from autosparse.bench.grid import DENSE, Grid
 from autosparse.bench.store import GRID_KIND, SCHEMA_VERSION
+from autosparse.channels.recipes import list_channel_methods
 from autosparse.errors import AutoSparseError
 from autosparse.files import check_schema, read_json
 from autosparse.recipes import list_methods
@@ -41,7 +42,7 @@ def read_plan(path: Path) -> Plan:
     reference = content.get("reference")
     fields = {name: value for name, value in content.items() if name in Grid.model_fields}
     try:
-        grid = Grid.model_validate(fields, context={"methods": [*list_methods(), DENSE]})
+        grid = Grid.model_validate(fields, context={"methods": [*list_methods(), *list_channel_methods(), DENSE]})
         cells = {cell.hash: cell.as_dict() for cell in cells_of(grid)}
     except (ValidationError, AutoSparseError):
         cells = None

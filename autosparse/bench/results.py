@@ -11,7 +11,7 @@ from types import NoneType
 from typing import Any
 
 from autosparse.bench.plan import Plan, read_plan
-from autosparse.bench.setting import SETTING, Setting, setting_of
+from autosparse.bench.setting import MEASURES, SETTING, WEIGHTS, Setting, setting_of
 from autosparse.errors import FileFormatError
 from autosparse.files import check_schema, read_json
 
@@ -49,16 +49,46 @@ _OUTCOME: Mapping[str, tuple[type, ...]] = {
     "prune_peak_bytes": (*_NUMBER, NoneType),
     "train_seconds": (*_NUMBER, NoneType),
 }
+_CHANNELS: Mapping[str, tuple[type, ...]] = {
+    "channels.reached.flops": _NUMBER,
+    "channels.reached.params": _NUMBER,
+    "channels.reached.channels": _NUMBER,
+    "latency.share": (*_NUMBER, NoneType),
+    "latency.batch": (*_COUNT, NoneType),
+    "training.flops": _COUNT,
+    "training.dense_flops": _COUNT,
+    "training.dense_epochs": _COUNT,
+}
 _LAYER: Mapping[str, tuple[type, ...]] = {"name": (str,), "weights": _COUNT, "kept": _COUNT}
 # The rest of a cell says how the method was used; all cells of a label must agree on it.
-_PLACE = (*SETTING, "density", "seed", "sanity", "label")
+_PLACE = (*SETTING, "measure", "density", "seed", "sanity", "label")
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """What is left of a network that lost channels, in shares of the dense network.
+
+    Args:
+        latency: of inference at batch size ``batch``, measured in turn with the dense network; None if it was not.
+        training: FLOPs of the whole training; channels were removed after ``dense_epochs`` epochs.
+    """
+
+    flops: float
+    params: float
+    channels: float
+    latency: float | None
+    batch: int | None
+    training: float
+    dense_epochs: int
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What one finished cell measured; accuracies and densities are fractions from 0 to 1.
 
-    ``layers``: name -> (weights, weights kept), from input to output.
+    Args:
+        layers: name -> (weights, weights kept), from input to output; a network may be widened.
+        smaller: where channels were removed.
     """
 
     test_accuracy: float
@@ -69,6 +99,7 @@ class Outcome:
     prune_seconds: float | None
     prune_peak_bytes: float | None
     train_seconds: float | None
+    smaller: Smaller | None = None
 
     @property
     def empty_layers(self) -> tuple[str, ...]:
@@ -176,6 +207,8 @@ def _read_cell(path: Path) -> Cell:
         raise FileFormatError(f"{path}: status is {status!r}, neither done nor failed: {_ADVICE}")
     if not 0 < cell["density"] <= 1:
         raise FileFormatError(f"{path}: cell.density is {cell['density']}, outside (0, 1]: {_ADVICE}")
+    if cell.get("measure", WEIGHTS) not in MEASURES:
+        raise FileFormatError(f"{path}: cell.measure is {cell['measure']!r:.60}, no known measure: {_ADVICE}")
     return Cell(
         hash=content["hash"],
         label=content["label"],
@@ -198,7 +231,8 @@ def _outcome(path: Path, result: object) -> Outcome:
     if not isinstance(result, dict):
         raise FileFormatError(f"{path}: a finished cell without a result: {_ADVICE}")
     _check_types(path, result, _OUTCOME, "result.")
-    for name in ("test_accuracy", "density"):
+    smaller = _smaller(path, result) if "channels" in result else None
+    for name in ("test_accuracy",) if smaller else ("test_accuracy", "density"):
         if not 0 <= result[name] <= 1:
             raise FileFormatError(f"{path}: result.{name} is {result[name]}, outside [0, 1]: {_ADVICE}")
     layers = {}
@@ -206,12 +240,29 @@ def _outcome(path: Path, result: object) -> Outcome:
         if not isinstance(layer, dict):
             raise FileFormatError(f"{path}: result.layers[{index}] is no object: {_ADVICE}")
         _check_types(path, layer, _LAYER, f"result.layers[{index}].")
-        if not 0 <= layer["kept"] <= layer["weights"]:
+        if not 0 <= layer["kept"] <= (layer["kept"] if smaller else layer["weights"]):
             found = f"layer {layer['name']} keeps {layer['kept']} of {layer['weights']}"
             raise FileFormatError(f"{path}: {found}: {_ADVICE}")
         layers[layer["name"]] = (layer["weights"], layer["kept"])
     known = {name: result[name] for name in _OUTCOME}
-    return Outcome(**{**known, "warnings": tuple(map(str, result["warnings"])), "layers": layers})
+    return Outcome(**{**known, "warnings": tuple(map(str, result["warnings"])), "layers": layers}, smaller=smaller)
+
+
+def _smaller(path: Path, result: Mapping[str, Any]) -> Smaller:
+    _check_types(path, result, _CHANNELS, "result.")
+    reached, training = result["channels"]["reached"], result["training"]
+    latency = result.get("latency") or {}
+    if training["dense_flops"] < 1:
+        raise FileFormatError(f"{path}: result.training.dense_flops is {training['dense_flops']}, below 1: {_ADVICE}")
+    return Smaller(
+        flops=float(reached["flops"]),
+        params=float(reached["params"]),
+        channels=float(reached["channels"]),
+        latency=latency.get("share"),
+        batch=latency.get("batch"),
+        training=training["flops"] / training["dense_flops"],
+        dense_epochs=training["dense_epochs"],
+    )
 
 
 def _error(path: Path, error: object) -> str:

@@ -1,23 +1,43 @@
-"""What all methods of one table share: a network, images and a training schedule."""
+"""What all methods of one table share: a network, images, a training schedule, and what is kept a share of."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 #: The facts of a cell that make its setting.
 SETTING = ("model", "model_args", "dataset", "image_size", "split_seed", "train")
 
+#: What a share is kept of: single weights unless channels are removed.
+WEIGHTS = "weights"
+#: In words; also the measures that a cell may have.
+MEASURES = {WEIGHTS: "weights", "flops": "FLOPs", "params": "parameters", "channels": "channels"}
+
 
 @dataclass(frozen=True)
 class Setting:
-    """A network, images and a training schedule; equal when all their facts are."""
+    """A network, images, a training schedule and a measure of size; equal when all their facts are.
+
+    Args:
+        measure: a key of :data:`MEASURES`. Dense networks have that of weights.
+    """
 
     key: str
     facts: Mapping[str, Any] = field(compare=False)
+    measure: str = WEIGHTS
+
+    @property
+    def of_weights(self) -> Setting:
+        """The same with the measure that dense networks have."""
+        return replace(self, measure=WEIGHTS)
+
+    @property
+    def share(self) -> str:
+        """What the shares of its networks are, in words: ``density``, or ``FLOPs kept``."""
+        return "density" if self.measure == WEIGHTS else f"{MEASURES[self.measure]} kept"
 
     @property
     def model(self) -> str:
@@ -41,12 +61,16 @@ def setting_of(cell: Mapping[str, Any]) -> Setting:
     kind, _, path = str(cell["dataset"]).partition(":")
     facts["dataset"] = f"{kind}:{Path(path).name}" if path else kind  # wherever the same images lie
     facts["train"] = {name: value for name, value in cell["train"].items() if name != "seed"}
-    return Setting(json.dumps(facts, sort_keys=True), facts)
+    return Setting(json.dumps(facts, sort_keys=True), facts, cell.get("measure", WEIGHTS))
 
 
 def setting_names(settings: Sequence[Setting]) -> dict[Setting, str]:
     """A title for each setting; the facts in which settings of one title differ are added to it."""
-    titles = {setting: f"{setting.model}, {setting.dataset}" for setting in settings}
+    titles = {
+        setting: f"{setting.model}, {setting.dataset}"
+        + ("" if setting.measure == WEIGHTS else f", by {MEASURES[setting.measure]}")
+        for setting in settings
+    }
     flat = {setting: _flat(setting.facts) for setting in settings}
     for title in set(titles.values()):
         alike = [setting for setting in settings if titles[setting] == title]

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autosparse.bench.analysis import Analysis, analyse
+from autosparse.bench.analysis import Ranking, analyse
 from autosparse.bench.comparison import Comparison
 from autosparse.bench.groups import Group
 from autosparse.bench.results import Results
-from autosparse.bench.setting import Setting
+from autosparse.bench.setting import WEIGHTS, Setting
 from autosparse.bench.statistics import CONFIDENCE, Estimate
 from autosparse.errors import FileFormatError
 from autosparse.files import check_schema, read_json
@@ -21,14 +21,17 @@ from autosparse.report.tables import markdown_table
 
 KIND = "autosparse-benchmark-summary"
 SCHEMA_VERSION = 1
+#: What is told of smaller networks, as fields of :class:`~autosparse.bench.results.Smaller`.
+_SHARES = ("flops", "params", "channels", "latency", "training", "dense_epochs")
 _DIGITS = 9  # enough that tables made from the file round as those made from the results
 
 
 def summarise(results: Results, reference: str | None = None) -> dict[str, Any]:
     """The grid as JSON-able values: per-seed accuracies, intervals, seconds and commands of every group.
 
-    ``groups`` refer to ``settings`` by position. In a group's ``command``, ``{seed}`` and ``{hash}`` stand for one of
-    its ``seeds`` and the hash beside it; a group whose commands differ in more has all of them in ``commands``.
+    ``groups`` refer to ``settings`` by position; dense networks are with every setting that has them. In a group's
+    ``command``, ``{seed}`` and ``{hash}`` stand for one of its ``seeds`` and the hash beside it; a group whose commands
+    differ in more has all of them in ``commands``.
 
     Args:
         reference: as for :func:`~autosparse.bench.analysis.analyse`, which also says what this raises.
@@ -42,8 +45,10 @@ def summarise(results: Results, reference: str | None = None) -> dict[str, Any]:
         "confidence": CONFIDENCE,
         "reference": analysis.reference,
         "labels": list(analysis.labels),
-        "settings": [{"title": title, **setting.facts} for setting, title in analysis.titles.items()],
-        "groups": [_group(group, settings) for group in analysis.groups],
+        "settings": [
+            {"title": title, "measure": setting.measure, **setting.facts} for setting, title in analysis.titles.items()
+        ],
+        "groups": [_group(g, place) for setting, place in settings.items() for g in analysis.groups_of(setting)],
         "comparisons": [_comparison(comparison, settings) for comparison in analysis.comparisons],
         "sanity": [_comparison(comparison, settings) for comparison in analysis.sanity],
         "overall": [
@@ -56,10 +61,10 @@ def summarise(results: Results, reference: str | None = None) -> dict[str, Any]:
             }
             for found in analysis.overall
         ],
-        "ranks": _ranks(analysis),
+        "ranks": {ranking.what: _ranks(ranking) for ranking in analysis.rankings},
         "failed": [
-            {"label": cell.name, "setting": settings[cell.setting], "density": cell.density, "seed": cell.seed,
-             "error": cell.error, "command": cell.command}
+            {"label": cell.name, "setting": settings[analysis.shown_with(cell.setting)], "density": cell.density,
+             "seed": cell.seed, "error": cell.error, "command": cell.command}
             for cell in results.failed
         ],
         "missing": len(analysis.absent),
@@ -130,11 +135,11 @@ def _accuracy(group: Mapping[str, Any] | None, usual: int) -> str:
     return f"{100 * group['mean']:.2f}{spread}{count}"
 
 
-def _group(group: Group, settings: Mapping[Setting, int]) -> dict[str, Any]:
+def _group(group: Group, place: int) -> dict[str, Any]:
     outcomes = [cell.outcome for cell in group.cells if cell.outcome is not None]
     usage = {name: value for name, value in json.loads(group.first.usage).items() if value not in (None, {}, False)}
     found = {
-        "setting": settings[group.setting],
+        "setting": place,
         "label": group.label,
         "sanity": group.sanity,
         "density": group.density,
@@ -150,6 +155,8 @@ def _group(group: Group, settings: Mapping[Setting, int]) -> dict[str, Any]:
         "train_seconds": [_rounded(outcome.train_seconds, 2) for outcome in outcomes],
         "failed": len(group.failed),
     }
+    if group.setting.measure != WEIGHTS:
+        found |= {name: [_rounded(value, 4) for value in group.shares(name)] for name in _SHARES}
     return {**found, **_commands(group)}
 
 
@@ -178,12 +185,12 @@ def _comparison(comparison: Comparison, settings: Mapping[Setting, int]) -> dict
     }
 
 
-def _ranks(analysis: Analysis) -> dict[str, Any] | None:
-    ranks = analysis.ranks
+def _ranks(ranking: Ranking) -> dict[str, Any] | None:
+    ranks = ranking.ranks
     if ranks is None:
         return None
     means = {label: _rounded(value, 3) for label, value in ranks.mean_ranks.items()}
-    found = {"blocks": ranks.blocks, "of_blocks": analysis.blocks, "mean": means, "friedman_p": _rounded(ranks.p)}
+    found = {"blocks": ranks.blocks, "of_blocks": ranking.blocks, "mean": means, "friedman_p": _rounded(ranks.p)}
     return {**found, "critical_difference": _rounded(ranks.critical_difference, 3)}
 
 

@@ -24,6 +24,7 @@ from autosparse.bench.runner import cores, run_local, threads_of
 from autosparse.bench.schedule import Schedule
 from autosparse.bench.store import DONE, FAILED, Store
 from autosparse.bench.yaml_lines import Document, Where
+from autosparse.channels.recipes import list_channel_methods
 from autosparse.cli.options import RUN, DataDirOption, DeviceOption, console, help_text, resolve_device
 from autosparse.data import ImageData
 from autosparse.errors import AutoSparseError
@@ -78,7 +79,7 @@ def bench_command(
     if ray is not None and device not in ("auto", "cpu", "cuda"):
         raise AutoSparseError(f"--device {device} does not go with --ray: give auto, cpu or cuda")
     engine = importlib.import_module(ENGINE)
-    asked, document = read_grid(grid, [DENSE, *list_methods()])
+    asked, document = read_grid(grid, [DENSE, *list_methods(), *list_channel_methods()])
     cells, store = cells_of(asked), Store(out)
     status = {cell.hash: store.status(cell) for cell in cells}
     left = [cell for cell in cells if status[cell.hash] in ({None, FAILED} if retry_failed else {None})]
@@ -114,19 +115,19 @@ def _check(
     cells: Sequence[Cell], grid: Grid, document: Document, check: Callable[[Cell, ImageData], None], data_dir: Path
 ) -> None:
     """Refuse, before anything is run, images that cannot be had and methods that do not fit a network."""
-    labels = [entry.label for entry in grid.methods]
+    lines = {variant.label: line for line, entry in enumerate(grid.methods) for variant in entry.variants()}
     for place, entry in enumerate(grid.datasets):
         facts = (entry.name, entry.image_size, entry.split_seed)
-        found: dict[tuple[str, str, str], Cell] = {}
+        found: dict[tuple[str, str, str, str], Cell] = {}
         for cell in sorted(cells, key=lambda cell: cell.density):  # what fits the fewest weights fits more
             if (cell.dataset, cell.image_size, cell.split_seed) == facts:
-                found.setdefault((cell.model, str(cell.model_args), cell.label), cell)
+                found.setdefault((cell.model, str(cell.model_args), cell.label, cell.measure), cell)
         if not found:
             continue
         with _located(document, ("datasets", place), entry.name):
             data = images_of(next(iter(found.values())), data_dir, "cpu")
         for cell in found.values():
-            with _located(document, ("methods", labels.index(cell.label)), cell.label):
+            with _located(document, ("methods", lines[cell.label]), cell.label):
                 for options in cell.candidates():
                     check(cell.settled(options), data)
     forget_images()  # each process has its own

@@ -15,7 +15,7 @@ from autosparse.bench.results import read_results
 from autosparse.bench.summary import summarise, summary_text
 from autosparse.cli.options import console, help_text
 from autosparse.errors import AutoSparseError
-from autosparse.report.bench_tables import accuracy_table, difference_table
+from autosparse.report.bench_tables import accuracy_table, difference_table, size_table
 from autosparse.report.tables import Table, latex_table, markdown_table
 
 _LEAST_LABEL = 18  # characters of a label before it wraps
@@ -61,6 +61,8 @@ def show_command(
 def _tables(analysis: Analysis, differences: bool) -> Iterator[tuple[str, Table]]:
     for setting, title in analysis.titles.items():
         yield title, accuracy_table(analysis, setting)
+        if (sizes := size_table(analysis, setting)).rows:
+            yield f"{title}: what is left", sizes
         if differences and any(c.ours.setting == setting for c in analysis.comparisons):
             yield f"{title}: differences from {analysis.reference}", difference_table(analysis, setting)
 

@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from autosparse.bench.analysis import Analysis
+from autosparse.bench.analysis import Analysis, Ranking
 from autosparse.bench.comparison import BETTER, NOT_SHOWN, WORSE, Comparison
 from autosparse.bench.groups import Group
 from autosparse.bench.setting import Setting
@@ -33,15 +33,15 @@ def accuracy_table(analysis: Analysis, setting: Setting) -> Table:
     return Table(
         ["method", *(percent(density) for density in densities)],
         rows,
-        _accuracy_caption(shown, usual, many=len(labels) > 1),
+        _accuracy_caption(shown, usual, setting.share, many=len(labels) > 1),
         best=dict.fromkeys(range(1, len(densities) + 1), "highest") if len(labels) > 1 else {},
         apart={0} if dense is not None else set(),
     )
 
 
-def _accuracy_caption(groups: Sequence[Group], usual: int, many: bool) -> str:
+def _accuracy_caption(groups: Sequence[Group], usual: int, share: str, many: bool) -> str:
     estimates = [group.estimate for group in groups if group.estimate is not None]
-    text = "Test accuracy in percent by density"
+    text = f"Test accuracy in percent by {share}"
     if any(found.half_width is not None for found in estimates):
         text += f": mean ± half the 95 % t-interval over {_seeds(usual)}"
     elif estimates:
@@ -123,9 +123,9 @@ def sanity_table(analysis: Analysis, setting: Setting) -> Table:
     return Table(["check", "density", "with it", "without", "difference", "p, Holm", "verdict"], rows, caption)
 
 
-def rank_table(analysis: Analysis) -> Table:
+def rank_table(ranking: Ranking) -> Table:
     """Mean ranks, best first."""
-    ranks = analysis.ranks.mean_ranks if analysis.ranks is not None else {}
+    ranks = ranking.ranks.mean_ranks if ranking.ranks is not None else {}
     return Table(["method", "mean rank"], [[label, f"{rank:.2f}"] for label, rank in ranks.items()])
 
 
@@ -139,6 +139,39 @@ def cost_table(analysis: Analysis, setting: Setting) -> Table:
         rows.append([label, *_median_and_range(seconds), *_median_and_range(peaks), str(max(len(seconds), len(peaks)))])
     header = ["method", "seconds, median", "range", "peak MiB, median", "range", "runs"]
     return Table(header, rows, f"{analysis.titles[setting]}, all densities and seeds.")
+
+
+def size_table(analysis: Analysis, setting: Setting) -> Table:
+    """What is left of networks that lost channels, a row a label and share; empty where none did."""
+    rows = []
+    batches: set[int] = set()
+    for group in (group for group in analysis.groups if group.setting == setting and group.sanity is None):
+        if not group.shares("flops"):
+            continue
+        batches |= {int(batch) for batch in group.shares("batch")}
+        kept = [_percents(group.shares(name)) for name in ("flops", "params", "channels", "latency", "training")]
+        rows.append([group.label, percent(group.density), *kept, _range(group.shares("dense_epochs"))])
+    at = f" at batch size {' and '.join(map(str, sorted(batches)))}" if batches else ""
+    caption = (
+        f"{analysis.titles[setting]}: shares of the dense network in percent, mean (range over seeds). Latency is of "
+        f"inference{at}, measured in turn with the dense network; training is the FLOPs of the whole training; "
+        "channels were removed after so many epochs (0: before the first)."
+    )
+    header = ["method", "asked", "FLOPs", "parameters", "channels", "latency", "training", "after epochs"]
+    return Table(header, rows, caption)
+
+
+def _percents(values: Sequence[float]) -> str:
+    """The mean, and the range where it shows: ``48.2 (47.1 to 49.0)``."""
+    if not values:
+        return NONE
+    low, mean, high = (f"{100 * value:.1f}" for value in (min(values), statistics.mean(values), max(values)))
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def collapse_table(analysis: Analysis, setting: Setting) -> Table:
@@ -163,11 +196,10 @@ def collapse_table(analysis: Analysis, setting: Setting) -> Table:
 
 def failure_table(analysis: Analysis) -> Table:
     """Every failed cell with its error and command."""
-    rows = [
-        [cell.name, analysis.titles[cell.setting], percent(cell.density), str(cell.seed), cell.error, cell.command]
-        for group in analysis.groups
-        for cell in group.failed
-    ]
+    rows = []
+    for cell in (cell for group in analysis.groups for cell in group.failed):
+        title = analysis.titles[analysis.shown_with(cell.setting)]
+        rows.append([cell.name, title, percent(cell.density), str(cell.seed), cell.error, cell.command])
     header = ["method", "network and images", "density", "seed", "error", "command"]
     return Table(header, rows, long={1, 4}, code={5})
 

@@ -6,18 +6,20 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from autosparse.bench.analysis import Analysis
+from autosparse.bench.analysis import Analysis, Ranking
 from autosparse.bench.comparison import BETTER, WORSE, Comparison
-from autosparse.bench.setting import Setting
+from autosparse.bench.setting import MEASURES, WEIGHTS, Setting
 from autosparse.bench.statistics import ALPHA
 from autosparse.errors import AutoSparseError
 from autosparse.report import bench_tables as tables
 from autosparse.report.bench_origin import count, distinct, introduction, machine, origin, usage_table
 from autosparse.report.method_rows import Contrast, cost_figure, difference_figure, layer_map_figure, rank_figure
 from autosparse.report.page import Fold, Section, render_page
-from autosparse.report.small_multiples import MOST_LINES, Point, density_accuracy_figure
+from autosparse.report.small_multiples import DENSITY_AXIS, MOST_LINES, Point, density_accuracy_figure
 from autosparse.report.style import label_styles, percent
 from autosparse.report.tables import Table, latex_table, markdown_table
+
+_LATENCIES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)  # shares to name on an axis
 
 
 def benchmark_page(analysis: Analysis, layers_at: float | None = None) -> str:
@@ -33,7 +35,7 @@ def benchmark_page(analysis: Analysis, layers_at: float | None = None) -> str:
         known = sorted({density for setting in analysis.titles for density in analysis.densities(setting)})
         raise AutoSparseError(f"no network of density {layers_at:g}: give one of {', '.join(f'{d:g}' for d in known)}")
     sections = [
-        *_rank_section(analysis),
+        *_rank_sections(analysis),
         *(_accuracy_section(analysis, setting) for setting in analysis.titles),
         *_difference_section(analysis),
         *_sanity_section(analysis),
@@ -46,17 +48,25 @@ def benchmark_page(analysis: Analysis, layers_at: float | None = None) -> str:
     return render_page("Pruning benchmark", introduction(analysis), sections, origin(analysis))
 
 
-def _rank_section(analysis: Analysis) -> list[Section]:
-    ranks = analysis.ranks
-    if len(analysis.labels) < 2:
-        return []
+def _rank_sections(analysis: Analysis) -> list[Section]:
+    """Ranks of the methods for weights, and of those for channels."""
+    several = len(analysis.rankings) > 1
+    return [
+        _rank_section(ranking, f"Ranks of methods for {ranking.what}" if several else "Ranks")
+        for ranking in analysis.rankings
+        if len(ranking.labels) > 1
+    ]
+
+
+def _rank_section(ranking: Ranking, title: str) -> Section:
+    ranks, share = ranking.ranks, "density" if ranking.what == WEIGHTS else "share kept"
     if ranks is None:
-        text = "No block (network, images, density and seed) in which every method has finished, so no ranks. "
-        return [Section("Ranks", text + _unranked(analysis))]
+        text = f"No block (network, images, {share} and seed) in which every method has finished, so no ranks. "
+        return Section(title, text + _unranked(ranking))
     text = (
-        f"Rank of each method within {count(ranks.blocks, 'block')} of the same network, images, density and seed, "
-        f"averaged; {count(analysis.blocks, 'block')} have any result, and those count in which every method has "
-        f"finished. {_unranked(analysis)}\n\n"
+        f"Rank of each method within {count(ranks.blocks, 'block')} of the same network, images, {share} and seed, "
+        f"averaged; {count(ranking.blocks, 'block')} have any result, and those count in which every method has "
+        f"finished. {_unranked(ranking)}\n\n"
     )
     if ranks.p is None:
         text += "Too few methods or blocks, or nothing but ties: no test of whether the ranks differ at all."
@@ -70,18 +80,16 @@ def _rank_section(analysis: Analysis) -> list[Section]:
     caption = "Mean rank of each method, the best on top."
     if critical is not None:
         caption += f" Mean ranks closer than {critical:.2f} are not told apart (Nemenyi's test at 5 %)."
-    return [
-        Section("Ranks", text, [(figure, caption)], folds=[Fold("Mean ranks as numbers", tables.rank_table(analysis))])
-    ]
+    return Section(title, text, [(figure, caption)], folds=[Fold("Mean ranks as numbers", tables.rank_table(ranking))])
 
 
-def _unranked(analysis: Analysis) -> str:
-    gaps = sorted(analysis.unranked.items(), key=lambda item: -item[1])
+def _unranked(ranking: Ranking) -> str:
+    gaps = sorted(ranking.unranked.items(), key=lambda item: -item[1])
     text = ""
     if gaps:
         named = ", ".join(f"{label} in {count}" for label, count in gaps[:5])
         text = f"Unfinished: {named}{' and others' if len(gaps) > 5 else ''}."
-    if apart := [label for label in analysis.labels if analysis.ranks and label not in analysis.ranks.mean_ranks]:
+    if apart := [label for label in ranking.labels if ranking.ranks and label not in ranking.ranks.mean_ranks]:
         text += f" N:M patterns have densities of their own and no rank: {', '.join(apart)}."
     return text.strip()
 
@@ -103,12 +111,38 @@ def _accuracy_section(analysis: Analysis, setting: Setting) -> Section:
     drawn = []
     if series:
         unpruned = Point(dense.estimate.mean, dense.estimate.half_width) if dense and dense.estimate else None
-        figure = density_accuracy_figure(series, _styles(analysis), title, unpruned)
+        figure = density_accuracy_figure(series, _styles(analysis), title, unpruned, _axis(setting))
         caption = "Mean test accuracy; bands are 95 % t-intervals where there is more than one seed"
         caption += ", the dashed line is the dense network" if unpruned else ""
         caption += "." if len(series) <= MOST_LINES else ". Panels by mean rank, best first; all others in grey."
         drawn = [(figure, caption)]
-    return Section(f"Accuracy: {title}", "", drawn, [table], _copies(table, title))
+    sizes = tables.size_table(analysis, setting)
+    if not sizes.rows:
+        return Section(f"Accuracy: {title}", "", drawn, [table], _copies(table, title))
+    if latencies := _latency_series(analysis, setting):
+        unpruned = Point(dense.estimate.mean, dense.estimate.half_width) if dense and dense.estimate else None
+        axis = "latency [% of the dense network's], faster to the right"
+        figure = density_accuracy_figure(latencies, _styles(analysis), title, unpruned, axis, _LATENCIES)
+        drawn.append((figure, "The same accuracies against measured latency of inference, the mean over seeds."))
+    return Section(f"Accuracy: {title}", "", drawn, [table, sizes], [*_copies(table, title), *_copies(sizes, title)])
+
+
+def _axis(setting: Setting) -> str:
+    if setting.measure == WEIGHTS:
+        return DENSITY_AXIS
+    return f"{setting.share} [%], smaller to the right"
+
+
+def _latency_series(analysis: Analysis, setting: Setting) -> dict[str, dict[float, Point]]:
+    """Label -> mean latency -> accuracy."""
+    found = {}
+    for label in analysis.labels_of(setting):
+        groups = [analysis.group(setting, label, share) for share in analysis.densities(setting)]
+        known = [(group.shares("latency"), group.estimate) for group in groups if group is not None]
+        line = {statistics.mean(times): Point(e.mean, e.half_width) for times, e in known if times and e}
+        if line:
+            found[label] = line
+    return found
 
 
 def _copies(table: Table, title: str) -> list[Fold]:
@@ -134,12 +168,14 @@ def _difference_section(analysis: Analysis) -> list[Section]:
         columns = _contrasts(own)
         labels = [label for label in analysis.labels_of(setting) if any(label in column for column in columns.values())]
         figure = difference_figure(columns, title, analysis.reference, labels)
-        drawn.append((figure, f"Difference from {analysis.reference} by density, with 95 % t-intervals: {title}."))
+        drawn.append(
+            (figure, f"Difference from {analysis.reference} by {setting.share}, with 95 % t-intervals: {title}.")
+        )
         table = tables.difference_table(analysis, setting)
         shown.append(Fold(f"Differences: {title}", table, markdown_table(table.header, table.rows)))
         shown.append(Fold(f"Tests: {title}", tables.comparison_table(own)))
     text = (
-        f"Each method against {analysis.reference} at the same density, paired by seed: "
+        f"Each method against {analysis.reference} at the same share kept, paired by seed: "
         f"{count(tables.tested(analysis.comparisons), 'comparison')} with a test, which are one family for Holm's "
         "correction."
     )
@@ -196,7 +232,8 @@ def _layer_section(analysis: Analysis, layers_at: float | None) -> list[Section]
                 )
         if means:
             figure = layer_map_figure(means, empty, f"{title}: {percent(density)} kept")
-            caption = f"Mean density of each layer over seeds, at {percent(density)} of all weights: {title}."
+            whole = "all weights" if setting.measure == WEIGHTS else f"the {MEASURES[setting.measure]}"
+            caption = f"Mean density of each layer over seeds, at {percent(density)} of {whole}: {title}."
             drawn.append((figure, caption))
     text = "Where each method spends its weights, at the lowest density." if layers_at is None else ""
     return [Section("Layer densities", text, drawn)] if drawn else []
@@ -246,7 +283,7 @@ def _gap_section(analysis: Analysis) -> list[Section]:
 def _cell_section(analysis: Analysis) -> Section:
     folds = [Fold("What the methods' names stand for", usage_table(analysis))]
     for setting, title in analysis.titles.items():
-        table = tables.cell_table(group for group in analysis.groups if group.setting == setting)
+        table = tables.cell_table(analysis.groups_of(setting))
         if table.rows:
             folds.append(Fold(f"{title}: {count(len(table.rows), 'cell')}", table))
     text = "Each command repeats one network from its seed, with the number that went into the tables above."

@@ -33,7 +33,8 @@ _ROOM = 0.06  # of accuracy, that an interval may reach beyond all means before 
 _FAR = 3.0  # Tukey's fence for "far out", in interquartile ranges: what is beyond is marked on the edge
 _FOREIGN = "#c3c9d1"
 _TITLE_CHARACTERS = 24
-_DENSITY_AXIS, _ACCURACY_AXIS = "density: weights kept [%], sparser to the right", "test accuracy [%]"
+_ACCURACY_AXIS = "test accuracy [%]"
+DENSITY_AXIS = "density: weights kept [%], sparser to the right"
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,21 @@ Series = Mapping[float, Point]
 
 
 def density_accuracy_figure(
-    series: Mapping[str, Series], styles: Mapping[str, MethodStyle], title: str, dense: Point | None = None
+    series: Mapping[str, Series],
+    styles: Mapping[str, MethodStyle],
+    title: str,
+    dense: Point | None = None,
+    axis: str = DENSITY_AXIS,
+    ticks: Sequence[float] | None = None,
 ) -> Figure:
-    """Accuracy against density: lines with bands for a few labels, one panel a label for many.
+    """Accuracy against density, or another share: lines with bands for a few labels, one panel a label for many.
 
     Args:
         series: label -> density (a fraction) -> accuracy (a fraction) with its interval. Panels keep the order.
         styles: for every label.
         dense: the network before pruning, drawn as a line with a band.
+        axis: what the shares are.
+        ticks: shares to name on the axis; by default those of the points.
 
     Collapsed networks far below all others would squeeze these together: they are marks on the lower edge.
     """
@@ -68,7 +76,7 @@ def density_accuracy_figure(
         raise ValueError("series of no label: nothing to draw")
     low, high = limits = _limits(series, dense)
     single = len(series) <= MOST_LINES
-    figure, panels = _single_panel(title) if single else _small_multiples(title, len(series))
+    figure, panels = _single_panel(title, axis) if single else _small_multiples(title, axis, len(series))
     for place, (label, line) in enumerate(series.items()):
         axes = panels[0] if single else panels[place]
         if not single:
@@ -81,21 +89,21 @@ def density_accuracy_figure(
             axes.axhspan(*np.clip(dense.ends, low, high), color=INK, alpha=0.1, linewidth=0, zorder=1)
     if single:
         _name_ends(panels[0], series, styles, dense, limits)
-    _scale(panels, series, limits, few=not single)
+    _scale(panels, series, limits, ticks, few=not single)
     if any(point.mean < low for line in series.values() for point in line.values()):
         mark = Line2D([], [], marker="v", linestyle="", color=MUTED, markersize=7, label="far below the axis")
         figure.legend(handles=[mark], loc="outside upper right", frameon=False, fontsize=SMALL, labelcolor=INK)
     return figure
 
 
-def _single_panel(title: str) -> tuple[Figure, list[Axes]]:
+def _single_panel(title: str, axis: str) -> tuple[Figure, list[Axes]]:
     figure = new_figure(4.2, title)
     axes = figure.add_subplot()
-    dress(axes, _DENSITY_AXIS, _ACCURACY_AXIS)
+    dress(axes, axis, _ACCURACY_AXIS)
     return figure, [axes]
 
 
-def _small_multiples(title: str, count: int) -> tuple[Figure, list[Axes]]:
+def _small_multiples(title: str, axis: str, count: int) -> tuple[Figure, list[Axes]]:
     """``count`` panels in rows that share both axes; the lowest of each column shows the densities."""
     rows = math.ceil(count / _COLUMNS)
     figure = new_figure(0.8 + 1.6 * rows, title)
@@ -105,7 +113,7 @@ def _small_multiples(title: str, count: int) -> tuple[Figure, list[Axes]]:
     for place, axes in enumerate(grid[:count]):
         dress(axes, "", "")
         axes.tick_params(labelsize=8, labelbottom=place + _COLUMNS >= count)
-    figure.supxlabel(_DENSITY_AXIS, fontsize=SMALL, color=INK)
+    figure.supxlabel(axis, fontsize=SMALL, color=INK)
     figure.supylabel(_ACCURACY_AXIS, fontsize=SMALL, color=INK)
     return figure, grid[:count]
 
@@ -186,14 +194,23 @@ def _limits(series: Mapping[str, Series], dense: Point | None) -> tuple[float, f
     return low - margin, high + margin
 
 
-def _scale(panels: Sequence[Axes], series: Mapping[str, Series], limits: tuple[float, float], few: bool) -> None:
-    """A logarithmic axis of densities with a tick at each, from the highest on the left to the lowest."""
+def _scale(
+    panels: Sequence[Axes],
+    series: Mapping[str, Series],
+    limits: tuple[float, float],
+    ticks: Sequence[float] | None,
+    few: bool,
+) -> None:
+    """A logarithmic axis of shares with a tick at each, from the highest on the left to the lowest."""
     densities = sorted({density for line in series.values() for density in line}, reverse=True)
     panels[0].set_xscale("log")
-    panels[0].set_xlim(densities[0] * 1.25, densities[-1] / 1.25)
+    left, right = densities[0] * 1.25, densities[-1] / 1.25
+    panels[0].set_xlim(left, right)
     panels[0].set_ylim(*limits)
     panels[0].yaxis.set_major_locator(MaxNLocator(nbins=5 if few else 7, steps=[1, 2, 5, 10]))
     panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+    if ticks is not None:
+        densities = [tick for tick in ticks if right <= tick <= left]
     shown = [densities[index] for index in thinned(len(densities), 5 if few else 12)]
     for axes in panels:
         axes.set_xticks(shown, [percent(density).removesuffix(" %") for density in shown])

@@ -42,8 +42,10 @@ _PROVENANCE = {
 def cell_file(label: str, accuracy: float | None = None, *, error: str = "", **changes: Any) -> dict[str, Any]:
     """The content of one cell's file: finished with ``accuracy``, or failed with ``error``.
 
-    ``changes`` are facts of the cell (``density``, ``seed``, ``method``, ...) and of its result.
+    ``changes`` are facts of the cell (``density``, ``seed``, ``method``, ...) and of its result; with ``measure`` the
+    cell removed channels.
     """
+    measured = changes.get("measure")
     cell = copy.deepcopy(_CELL) | {name: value for name, value in changes.items() if name in _CELL}
     cell["train"] = {**cell["train"], "seed": cell["seed"]}
     kept = {name: round(size * cell["density"]) for name, size in LAYERS.items()}
@@ -65,6 +67,12 @@ def cell_file(label: str, accuracy: float | None = None, *, error: str = "", **c
         "history": [],
         "chosen": {},
     }
+    if measured is not None:  # channels were removed
+        cell["measure"] = measured
+        left = 0.96 * cell["density"]
+        result["channels"] = {"reached": {"flops": left, "params": left / 2, "channels": left**0.5}}
+        result["latency"] = {"batch": 128, "share": 1.2 * left, "low": left, "high": 1.5 * left}
+        result["training"] = {"dense_epochs": 1, "flops": 40, "dense_flops": 60}
     result |= {name: value for name, value in changes.items() if name in result}
     digest = hashlib.sha256(json.dumps([label, cell], sort_keys=True).encode()).hexdigest()[:16]
     return {

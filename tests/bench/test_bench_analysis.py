@@ -23,6 +23,12 @@ def series(label: str, accuracies: list[float], **changes: Any) -> list[dict[str
     return [cell_file(label, accuracy, seed=seed, **changes) for seed, accuracy in enumerate(accuracies)]
 
 
+def only_ranking(analysis: Analysis) -> Any:
+    (ranking,) = analysis.rankings
+    assert ranking.ranks is not None
+    return ranking
+
+
 def test_seeds_are_grouped(tmp_path: Path) -> None:
     analysis = analysis_of(tmp_path, *small_grid())
     (setting,) = analysis.titles
@@ -45,27 +51,26 @@ def test_seeds_are_grouped(tmp_path: Path) -> None:
 def test_labels_are_ordered_by_rank_and_dense_is_none(tmp_path: Path) -> None:
     analysis = analysis_of(tmp_path, *small_grid())
     assert analysis.labels == ("random_ERK", "SNIP", "magnitude")
-    assert analysis.ranks is not None
-    assert analysis.ranks.mean_ranks == {"random_ERK": 1.0, "SNIP": 2.0}
-    assert analysis.ranks.blocks == analysis.blocks == 6
-    assert analysis.unranked == {"magnitude": 6}
+    ranking = only_ranking(analysis)
+    assert ranking.ranks.mean_ranks == {"random_ERK": 1.0, "SNIP": 2.0}
+    assert ranking.ranks.blocks == ranking.blocks == 6
+    assert ranking.unranked == {"magnitude": 6}
 
 
 def test_ranks_use_only_blocks_in_which_all_have_finished(tmp_path: Path) -> None:
     contents = [*series("a", [0.5, 0.5, 0.5]), *series("b", [0.6, 0.4], method="magnitude")]
     analysis = analysis_of(tmp_path, *contents)
-    assert analysis.ranks is not None
-    assert (analysis.ranks.blocks, analysis.blocks) == (2, 3)
-    assert analysis.ranks.mean_ranks == {"a": 1.5, "b": 1.5}
-    assert analysis.unranked == {"b": 1}
+    ranking = only_ranking(analysis)
+    assert (ranking.ranks.blocks, ranking.blocks) == (2, 3)
+    assert ranking.ranks.mean_ranks == {"a": 1.5, "b": 1.5}
+    assert ranking.unranked == {"b": 1}
 
 
 def test_patterns_with_a_density_of_their_own_do_not_spoil_the_ranks(tmp_path: Path) -> None:
     pattern = series("2:4", [0.7, 0.7], density=0.5, granularity="2:4", method="magnitude")
     contents = [*series("a", [0.5, 0.6]), *series("b", [0.6, 0.7], method="magnitude"), *pattern]
     analysis = analysis_of(tmp_path, *contents)
-    assert analysis.ranks is not None
-    assert analysis.ranks.mean_ranks == {"b": 1.0, "a": 2.0}
+    assert only_ranking(analysis).ranks.mean_ranks == {"b": 1.0, "a": 2.0}
     assert set(analysis.labels) == {"a", "b", "2:4"}
     assert analysis.absent == ()
 
@@ -147,6 +152,40 @@ def test_sanity_checks_are_compared_with_the_same_use_of_the_method(tmp_path: Pa
     assert found.difference is not None
     assert found.difference.estimate.mean == pytest.approx(-0.03)
     assert analysis.labels == ("SynFlow-50", "SynFlow-1")  # a check is no method
+
+
+def test_channels_have_a_table_and_ranks_of_their_own_and_share_the_dense_networks(tmp_path: Path) -> None:
+    smaller = [*series("l1", [0.7, 0.6], method="l1", measure="flops", density=0.5)]
+    smaller += series("epi", [0.6, 0.5], method="epi", measure="flops", density=0.5)
+    weights = [*series("a", [0.5, 0.5]), *series("b", [0.6, 0.4], method="magnitude")]
+    dense = series("dense", [0.8, 0.9], method="dense", density=1.0)
+    analysis = analysis_of(tmp_path, *smaller, *weights, *dense, reference="dense")
+    title = "resnet20 (width 0.5), cifar10-jpeg"
+    by_flops, by_weights = analysis.titles
+    assert analysis.titles == {by_flops: f"{title}, by FLOPs", by_weights: title}
+    assert (by_flops.share, by_weights.share) == ("FLOPs kept", "density")
+    assert (analysis.labels_of(by_flops), analysis.labels_of(by_weights)) == (["l1", "epi"], ["a", "b"])
+    assert analysis.dense(by_flops) is analysis.dense(by_weights) is not None
+    assert [group.label for group in analysis.groups_of(by_flops)] == ["dense", "l1", "epi"]
+    assert [(r.what, r.labels, r.blocks) for r in analysis.rankings] == [
+        ("weights", ("a", "b"), 2),
+        ("channels", ("l1", "epi"), 2),
+    ]
+    assert {(c.ours.label, round(c.difference.estimate.mean, 9)) for c in analysis.comparisons if c.difference} == {
+        ("l1", -0.2), ("epi", -0.3), ("a", -0.35), ("b", -0.35)
+    }  # fmt: skip
+    (group,) = (group for group in analysis.groups if group.label == "epi")
+    assert group.shares("flops") == [0.48, 0.48]
+
+
+def test_dense_networks_beside_channels_alone_have_no_table_of_their_own(tmp_path: Path) -> None:
+    dense = series("dense", [0.8], method="dense", density=1.0)
+    broken = cell_file("dense", error="the loss is nan", method="dense", density=1.0, seed=1)
+    smaller = series("l1", [0.7, 0.6], method="l1", measure="params", density=0.5)
+    analysis = analysis_of(tmp_path, *dense, broken, *smaller)
+    (setting,) = analysis.titles
+    assert setting.measure == "params"
+    assert analysis.shown_with(analysis.results.failed[0].setting) == setting
 
 
 def test_gaps_of_the_crossing_are_missing(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from fake_results import cell_file, write_cells
 from torch import Tensor, nn
 
 from autosparse.bench.cell_run import check_cell, run_cell, trainings_of
 from autosparse.bench.cells import Cell
+from autosparse.bench.results import read_results
 from autosparse.bench.shared import Shared
 from autosparse.cli import main
 from autosparse.data import ImageData
@@ -56,6 +58,32 @@ def test_every_moment_of_pruning_gives_a_result_of_exact_size(method: str, tmp_p
     assert 0 <= result["test_accuracy"] <= 1
     assert len(result["history"]) == 1
     json.dumps(result, allow_nan=False)
+
+
+@pytest.mark.parametrize(("method", "when"), [("l1", None), ("precrop", None), ("l1", "epoch")])
+def test_a_cell_that_removes_channels_tells_what_is_left(method: str, when: str | None, tmp_path: Path) -> None:
+    cell = replace(BASE, method=method, density=0.5, measure="flops")
+    if when is not None:
+        cell = replace(cell, when=when, options={"epoch": 1}, train={**BASE.train, "epochs": 2})
+    result = run(cell, tmp_path)
+    reached, training = result["channels"]["reached"], result["training"]
+    assert 0.3 < reached["flops"] <= 0.5
+    assert training["dense_epochs"] == (1 if when else 0)
+    expected = (1 + reached["flops"]) / 2 if when else reached["flops"]
+    assert training["flops"] / training["dense_flops"] == pytest.approx(expected)
+    assert 0 < result["latency"]["low"] <= result["latency"]["share"] <= result["latency"]["high"]
+    assert sum(layer["kept"] for layer in result["layers"]) == result["kept"] < result["total"]
+    write_cells(tmp_path, {**cell_file("l1"), "status": "done", "cell": cell.as_dict(), "result": result})
+    (read,) = read_results(tmp_path).done
+    assert read.outcome is not None
+    assert read.outcome.smaller is not None
+    assert read.outcome.smaller.flops == reached["flops"]
+    assert read.setting.measure == "flops"
+
+
+def test_shares_of_channels_that_cannot_be_reached_are_refused(tiny_data: ImageData) -> None:
+    with pytest.raises(AutoSparseError, match=r"l1 does not apply to resnet20: FLOPs of 0.0001 cannot be reached"):
+        check_cell(replace(BASE, method="l1", density=1e-4, measure="flops"), tiny_data)
 
 
 def test_a_dense_cell_keeps_everything_and_is_shared_with_pruning_after_training(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ CELL = Cell(
     label="SynFlow-50",
 )
 
+CHANNELS = Cell(model="resnet20", dataset="digits", method="l1", density=0.5, seed=0, measure="flops")
+
 
 def grid(**changes: Any) -> Grid:
     content = {
@@ -56,7 +58,7 @@ def grid(**changes: Any) -> Grid:
         "densities": [0.1, 0.02],
         "seeds": [3, 1],
     }
-    return Grid.model_validate({**content, **changes}, context={"methods": ["dense", "snip", "random"]})
+    return Grid.model_validate({**content, **changes}, context={"methods": ["dense", "snip", "random", "l1"]})
 
 
 # From grid to cells ------------------------------------------------------------------------------------------------
@@ -190,9 +192,24 @@ OTHER: dict[str, Any] = {
 }
 
 
+#: Of cells that remove channels: older cells did not have them, and their hashes stay.
+LATER: dict[str, Any] = {
+    "measure": "flops",
+    "when": "epi",
+    "what": "l1",
+    "spread": "uniform",
+    "keep": ("conv1",),
+    "round_to": 4,
+    "flops": 0.5,
+    "params": 0.5,
+    "channels": 0.5,
+}
+
+
 def test_every_other_field_is_in_the_hash() -> None:
     assert OTHER.keys() == CELL.as_dict().keys() - {"label"}
-    hashes = [CELL.hash, *(replace(CELL, **{name: value}).hash for name, value in OTHER.items())]
+    assert {*OTHER, *LATER, "label"} == {field.name for field in fields(Cell)}
+    hashes = [CELL.hash, *(replace(CELL, **{name: value}).hash for name, value in {**OTHER, **LATER}.items())]
     assert len(set(hashes)) == len(hashes)
 
 
@@ -271,6 +288,47 @@ def test_the_command_of_everything_else() -> None:
     assert found["scorer"] == ["a b.safetensors"]
     assert (found["granularity"], found["split-seed"], found["keep-connected"]) == (["2:4"], ["4"], [])
     assert found["no-augment"] == []
+
+
+def test_the_command_of_a_method_that_removes_channels() -> None:
+    cell = replace(CHANNELS, what="taylor", when="epi", spread="global", keep=("conv",), params=0.4, round_to=4)
+    found = options(cell.command("out"))
+    assert (found["where"], found["method"], found["flops"], found["params"]) == (
+        ["channels"],
+        ["l1"],
+        ["0.5"],
+        ["0.4"],
+    )
+    assert (found["what"], found["when"], found["spread"]) == (["taylor"], ["epi"], ["global"])
+    assert (found["keep"], found["round-to"]) == (["conv"], ["4"])
+    assert "sparsity" not in found
+    assert cell.title == "l1 on resnet20, digits, flops 0.5, seed 0"
+
+
+def test_methods_for_channels_have_shares_of_flops_and_those_for_weights_densities() -> None:
+    methods: list[Any] = ["dense", "snip", {"name": "l1", "channels": 0.9}]
+    found = cells_of(
+        grid(models=["resnet20"], methods=methods, densities=[0.1], flops=[0.5, 0.25], params=[0.5], seeds=[0])
+    )
+    facts = {(cell.method, cell.measure, cell.density): cell.shares for cell in found if cell.method == "l1"}
+    assert facts == {
+        ("l1", "flops", 0.5): {"flops": 0.5, "channels": 0.9},
+        ("l1", "flops", 0.25): {"flops": 0.25, "channels": 0.9},
+        ("l1", "params", 0.5): {"params": 0.5, "channels": 0.9},
+    }
+    assert [(cell.method, cell.measure, cell.density) for cell in found if cell.method != "l1"] == [
+        ("dense", "weights", 1.0),
+        ("snip", "weights", 0.1),
+    ]
+
+
+def test_each_value_has_cells_under_a_label_of_its_own() -> None:
+    method = {"name": "l1", "label": "L1", "when": "epoch", "args": {"p": 1}, "each": {"epoch": [1, 2]}}
+    found = cells_of(grid(models=["resnet20"], methods=[method], flops=[0.5], seeds=[0]))
+    assert [(cell.label, cell.options) for cell in found] == [
+        ("L1, epoch=1", {"p": 1, "epoch": 1}),
+        ("L1, epoch=2", {"p": 1, "epoch": 2}),
+    ]
 
 
 def test_the_command_of_a_dense_network() -> None:

@@ -11,7 +11,7 @@ from autosparse.bench import Grid, read_grid
 from autosparse.errors import FileFormatError
 from autosparse.training import TrainConfig
 
-METHODS = ["dense", "snip", "synflow", "random"]
+METHODS = ["dense", "snip", "synflow", "random", "l1"]
 
 GOOD = """\
 models: [resnet20, {name: vgg16, args: {width: 0.25}}]
@@ -27,6 +27,8 @@ methods:
   - name: random
     label: random as SNIP
     budget: like:snip
+  - {name: l1, when: epi, keep: [conv1], round_to: 4, params: 0.5}
+flops: [0.5]
 densities: [0.1, 2e-2]
 seeds: [1, 2, 3]
 train: {epochs: 3, lr: 1, weight_decay: 5e-4, augment: false}
@@ -55,6 +57,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "snip, granularity=2:4",
         "synflow, temperature=2 values",
         "random as SNIP",
+        "l1, when=epi, keep=conv1, round_to=4, params=0.5",
     ]
     assert grid.methods[3].granularity == "2:4"
     assert grid.methods[4].choose == {"temperature": [1, 200]}
@@ -86,10 +89,10 @@ def test_a_method_of_the_users_own_may_have_any_name(tmp_path: Path) -> None:
 
 # (a line of GOOD, what it becomes, the line of the mistake, what the message says)
 MISTAKES = {
-    "unknown key": ("score_images: 640", "score_imags: 640", 17, ["unknown key 'score_imags'", "score_images"]),
+    "unknown key": ("score_images: 640", "score_imags: 640", 19, ["unknown key 'score_imags'", "score_images"]),
     "unknown key of a method": ("budget: erk", "bugdet: erk", 8, ["unknown key 'bugdet'", "did you mean budget?"]),
-    "unknown key of the training": ("lr: 1", "learning_rate: 1", 16, ["unknown key 'learning_rate'", "known: "]),
-    "a seed of the training": ("lr: 1", "seed: 1", 16, ["unknown key 'seed'"]),
+    "unknown key of the training": ("lr: 1", "learning_rate: 1", 18, ["unknown key 'learning_rate'", "known: "]),
+    "a seed of the training": ("lr: 1", "seed: 1", 18, ["unknown key 'seed'"]),
     "unknown method": ("- dense", "- synflwo", 6, ["methods[0].name", "unknown method 'synflwo'", "mean synflow?"]),
     "unknown model": ("resnet20", "resnte20", 1, ["models[0].name", "unknown model 'resnte20'", "mean resnet20"]),
     "unknown data set": ("- digits", "- digit", 3, ["datasets[0].name", "unknown data set 'digit'", "mean digits?"]),
@@ -98,38 +101,45 @@ MISTAKES = {
     "unknown sanity check": ("shuffle", "shufle", 8, ["methods[2].sanity", "unknown sanity check 'shufle'"]),
     "unknown pattern": ("2:4", "4:2", 9, ["methods[3].granularity", "N:M"]),
     "a scorer that is not there": ("budget: erk", "scorer: no/such.safetensors", 8, ["no/such.safetensors does not"]),
-    "a text for a number": ("lr: 1", "lr: fast", 16, ["train.lr is 'fast': it should be a valid number"]),
+    "a text for a number": ("lr: 1", "lr: fast", 18, ["train.lr is 'fast': it should be a valid number"]),
     "a number for a text": ("label: SynFlow-50", "label: 50", 7, ["methods[1].label is 50", "valid string"]),
-    "true for a number": ("[1, 2, 3]", "[1, true, 3]", 15, ["seeds[1] is True", "valid integer"]),
-    "a training that cannot be": ("lr: 1", "lr: -1", 16, ["train.lr", "give a positive number"]),
-    "unknown schedule": ("lr: 1", "schedule: cosin", 16, ["train.schedule", "did you mean cosine?"]),
-    "density 0": ("2e-2", "0", 14, ["densities[1] is 0", "greater than 0"]),
-    "density above 1": ("2e-2", "1.5", 14, ["densities[1] is 1.5", "less than or equal to 1"]),
-    "a percentage": ("2e-2", "2%", 14, ["densities[1] is '2%'", "valid number"]),
-    "a seed twice": ("[1, 2, 3]", "[1, 2, 1]", 15, ["seeds: has 1 twice: keep one"]),
-    "a negative seed": ("[1, 2, 3]", "[-1]", 15, ["seeds[0] is -1"]),
+    "true for a number": ("[1, 2, 3]", "[1, true, 3]", 17, ["seeds[1] is True", "valid integer"]),
+    "a training that cannot be": ("lr: 1", "lr: -1", 18, ["train.lr", "give a positive number"]),
+    "unknown schedule": ("lr: 1", "schedule: cosin", 18, ["train.schedule", "did you mean cosine?"]),
+    "density 0": ("2e-2", "0", 16, ["densities[1] is 0", "greater than 0"]),
+    "density above 1": ("2e-2", "1.5", 16, ["densities[1] is 1.5", "less than or equal to 1"]),
+    "a percentage": ("2e-2", "2%", 16, ["densities[1] is '2%'", "valid number"]),
+    "a seed twice": ("[1, 2, 3]", "[1, 2, 1]", 17, ["seeds: has 1 twice: keep one"]),
+    "a negative seed": ("[1, 2, 3]", "[-1]", 17, ["seeds[0] is -1"]),
     "a model twice": ("[resnet20,", "[resnet20, resnet20,", 1, ["models: has", "resnet20", "twice"]),
-    "no seed": ("[1, 2, 3]", "[]", 15, ["seeds is empty: give at least one"]),
+    "no seed": ("[1, 2, 3]", "[]", 17, ["seeds is empty: give at least one"]),
     "nothing to choose from": ("[1, 200]", "[]", 10, ["methods[4].choose.temperature is empty"]),
     "an option given and chosen": ("choose: {temp", "args: {temperature: 1}, choose: {temp", 10, ["both in args and"]),
     "no name for an option": ("rounds: 50", "all rounds: 50", 7, ["methods[1].args.all rounds", "no name"]),
     "an option that is no plain value": ("rounds: 50", "rounds: {a: 1}", 7, ["methods[1].args.rounds", "a number"]),
     "no seeds": ("seeds: [1, 2, 3]", "", 1, ["key 'seeds' is missing"]),
-    "a misspelled key": ("seeds: [1, 2, 3]", "seed: [1, 2, 3]", 15, ["unknown key 'seed'", "did you mean seeds?"]),
+    "a misspelled key": ("seeds: [1, 2, 3]", "seed: [1, 2, 3]", 17, ["unknown key 'seed'", "did you mean seeds?"]),
     "a method without a name": ("name: snip, ", "", 9, ["key 'methods[3].name' is missing"]),
     "a number for a method": ("- dense", "- 7", 6, ["methods[0] is 7: give a name, or a mapping"]),
-    "a text for a list": ("[1, 2, 3]", "1", 15, ["seeds is 1", "valid list"]),
+    "a text for a list": ("[1, 2, 3]", "1", 17, ["seeds is 1", "valid list"]),
     "dense with settings": ("- dense", "- {name: dense, budget: erk}", 6, ["methods[0]", "dense takes no budget"]),
     "a label twice": ("label: random as SNIP", "label: SynFlow-50", 5, ["label 'SynFlow-50'", "another label"]),
-    "an unknown reference": ("reference: SynFlow-50", "reference: SynFlow", 18, ["unknown label 'SynFlow'", "-50?"]),
-    "a key twice": ("score_images: 640", "score_images: 640\nseeds: [7]", 18, ["key 'seeds' is given twice"]),
-    "no valid YAML": ("[1, 2, 3]", "[1, 2, 3", 16, ["no valid YAML"]),
-    "an object of Python": ("[1, 2, 3]", "!!python/object:os.system {}", 15, ["seeds is {}"]),
-    "a number that is none": ("[1, 2, 3]", "[!!int x]", 15, ["invalid literal"]),
-    "an unknown tag": ("[1, 2, 3]", "[!secret 1]", 15, ["no valid YAML", "!secret"]),
-    "an alias of nothing": ("[1, 2, 3]", "*seeds", 15, ["no valid YAML", "undefined alias"]),
+    "an unknown reference": ("reference: SynFlow-50", "reference: SynFlow", 20, ["unknown label 'SynFlow'", "-50?"]),
+    "a key twice": ("score_images: 640", "score_images: 640\nseeds: [7]", 20, ["key 'seeds' is given twice"]),
+    "no valid YAML": ("[1, 2, 3]", "[1, 2, 3", 18, ["no valid YAML"]),
+    "an object of Python": ("[1, 2, 3]", "!!python/object:os.system {}", 17, ["seeds is {}"]),
+    "a number that is none": ("[1, 2, 3]", "[!!int x]", 17, ["invalid literal"]),
+    "an unknown tag": ("[1, 2, 3]", "[!secret 1]", 17, ["no valid YAML", "!secret"]),
+    "an alias of nothing": ("[1, 2, 3]", "*seeds", 17, ["no valid YAML", "undefined alias"]),
     "an alias of itself": ("[1, 2, 3]", "&a [*a]", 1, ["nested too deeply"]),
-    "a list for a key": ("[1, 2, 3]", "{[1]: 2}", 15, ["a key is no text"]),
+    "a list for a key": ("[1, 2, 3]", "{[1]: 2}", 17, ["a key is no text"]),
+    "a share of FLOPs above 1": ("flops: [0.5]", "flops: [1.5]", 15, ["flops[0] is 1.5"]),
+    "weights without densities": ("densities: [0.1, 2e-2]", "", 1, ["SynFlow-50 needs to know", "add densities: ["]),
+    "channels without shares": ("flops: [0.5]", "", 1, ["l1, when=epi", "needs to know how much", "add flops: ["]),
+    "a moment for weights": ("budget: erk", "when: epi", 8, ["'when' is for methods that remove channels", "random"]),
+    "a budget for channels": ("round_to: 4", "budget: erk", 14, ["'budget' is for methods that remove single", "l1"]),
+    "an option given and each": ("keep: [conv1]", "args: {e: 1}, each: {e: [2]}", 14, ["both in args and in each"]),
+    "unknown moment": ("when: epi", "when: epo", 14, ["methods[6].when", "unknown when 'epo'", "epi"]),
 }  # fmt: skip
 
 
