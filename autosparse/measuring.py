@@ -166,6 +166,24 @@ def measure(
     return Measurement(costs, speedup, tuple(image_shape), batch_sizes, str(device), threads, _processor(device))
 
 
+def latency_share(
+    small: nn.Module,
+    dense: nn.Module,
+    image_shape: Sequence[int],
+    *,
+    batch: int,
+    device: torch.device | str = "cpu",
+    seconds: float = 3.0,
+) -> Spread:
+    """The latency of ``small`` over that of ``dense``, from neighbouring repetitions; see :func:`measure`."""
+    device = torch.device(device)
+    _check({"small": small, "dense": dense}, image_shape, (batch,), None, seconds)
+    with global_stream(0, "measure"):
+        runs = [Workload(model, image_shape, device).inference(batch) for model in (small, dense)]
+        times = _in_turn(runs, seconds, device)
+    return Spread.of(times[0] / times[1])
+
+
 def _check(
     networks: Mapping[str, nn.Module],
     image_shape: Sequence[int],

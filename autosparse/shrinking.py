@@ -6,7 +6,7 @@ import copy
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from autosparse.channels.coupling import couple
 from autosparse.channels.criteria import CHANNEL_CRITERIA, score_channels
 from autosparse.channels.groups import Coupling
 from autosparse.channels.initial import reinitialise_
-from autosparse.channels.plan import Selection, select_channels
+from autosparse.channels.plan import Scoring, Selection, select_channels
 from autosparse.channels.recipes import ChannelRecipe, channel_recipe_of
 from autosparse.channels.surgery import shrink_
 from autosparse.channels.widths import (
     ROUND_TO,
+    Budget,
     budgets_of,
     channel_count,
     check_share,
@@ -32,12 +33,17 @@ from autosparse.channels.widths import (
     steps_of,
 )
 from autosparse.criteria import Batches, LossFn
-from autosparse.errors import AutoSparseError, BudgetError
+from autosparse.errors import AutoSparseError, BudgetError, UnknownNameError
+from autosparse.latency import Trial, search
+from autosparse.measuring import Spread, latency_share
 from autosparse.pruning import micro_batches, named_scorer
 from autosparse.scorer.network import Scorer
 from autosparse.seeding import generator
 from autosparse.triggers.init import AtInit
 
+LATENCY_BATCH = 128
+_SHARES = ("channels", "params", "flops")
+_SECONDS = 2.0  # of measuring one network in the search for latency
 _NEAR = 0.02  # a budget that is met to this share needs no explanation
 
 
@@ -53,6 +59,9 @@ class ShrinkRequest:
         channels, params, flops: what is kept at most, as shares of the dense network; at least one of them.
         spread: how the budget is spread over the groups: ``global`` (one threshold on the scores), ``uniform`` (the
             same share of every group) or ``synexp`` (PreCrop's widths); by default what the method names.
+        latency: the measured latency that is kept at most, as a share of the dense network's on the device at hand, of
+            inference at batch size ``latency_batch``. It is found by a search along the shares of ``latency_by``
+            (channels, params or flops), within the other budgets, at initialisation only.
         keep: names of modules whose channels stay.
         round_to: channel counts are multiples of this, in narrow groups of a smaller power of two.
     """
@@ -67,6 +76,9 @@ class ShrinkRequest:
     spread: str | None = None
     keep: Sequence[str] = ()
     round_to: int = ROUND_TO
+    latency: float | None = None
+    latency_batch: int = LATENCY_BATCH
+    latency_by: str = "flops"
 
     @property
     def title(self) -> str:
@@ -75,9 +87,14 @@ class ShrinkRequest:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The budgets that are given."""
+        """The budgets of what can be counted that are given."""
         given = {"channels": self.channels, "params": self.params, "flops": self.flops}
         return {name: share for name, share in given.items() if share is not None}
+
+    @property
+    def asked(self) -> dict[str, float]:
+        """All budgets that are given."""
+        return self.shares if self.latency is None else {**self.shares, "latency": self.latency}
 
     def recipe(self) -> tuple[ChannelRecipe, dict[str, Any]]:
         """The method as it is asked for, and the options of its criterion; errors as in :meth:`check`."""
@@ -102,8 +119,12 @@ class ShrinkRequest:
                 f"method '{self.method}' does not prune at initialisation but {recipe.moment}: "
                 f"run it with 'autosparse train --method {self.method}'"
             )
-        if not self.shares:
-            raise BudgetError("no budget was given: 0.5 of the FLOPs (flops), of params or of channels, for example")
+        if self.latency is not None:
+            self._check_latency(recipe)
+        elif not self.shares:
+            raise BudgetError(
+                "no budget was given: 0.5 of the FLOPs (flops), of params, of channels or of latency, for example"
+            )
         for name, share in self.shares.items():
             check_share(name, share)
         if recipe.widen and len(self.shares) < 2:
@@ -113,6 +134,21 @@ class ShrinkRequest:
             )
         if self.round_to < 1:
             raise AutoSparseError(f"round-to is {self.round_to}: give 1 or more")
+
+    def _check_latency(self, recipe: ChannelRecipe) -> None:
+        assert self.latency is not None
+        check_share("latency", self.latency)
+        if self.latency_by not in _SHARES:
+            raise UnknownNameError("share to search latency along", self.latency_by, _SHARES)
+        if self.latency_batch < 1:
+            raise AutoSparseError(f"the batch size of latency is {self.latency_batch}: give 1 or more")
+        if not isinstance(recipe.when, AtInit):
+            raise AutoSparseError(
+                "latency is a budget at initialisation only: find the share of FLOPs that it takes with 'autosparse "
+                "shrink --latency', and give that to a method that prunes later"
+            )
+        if recipe.widen:
+            raise AutoSparseError(f"method '{self.method}' may widen, which has no place in a search for less latency")
 
 
 @dataclass(frozen=True)
@@ -169,12 +205,17 @@ class ShrinkPlan:
 
     def apply(self, model: nn.Module) -> nn.Module:
         """The smaller network, a copy; ``model`` has the weights (or the initial distributions) to take over."""
-        small = copy.deepcopy(model)
-        if self.selection.kept is None:
-            reinitialise_(small, self.coupling, self.selection.widths, generator(self.seed, "fresh weights"))
-        else:
-            shrink_(small, self.coupling, self.selection.kept)
-        return small
+        return apply_selection(model, self.coupling, self.selection, self.seed)
+
+
+def apply_selection(model: nn.Module, coupling: Coupling, selection: Selection, seed: int) -> nn.Module:
+    """A copy of ``model`` with the channels of ``selection``; ``seed`` is for fresh weights."""
+    small = copy.deepcopy(model)
+    if selection.kept is None:
+        reinitialise_(small, coupling, selection.widths, generator(seed, "fresh weights"))
+    else:
+        shrink_(small, coupling, selection.kept)
+    return small
 
 
 def shrink(model: nn.Module, data: Batches | None = None, **request: Any) -> nn.Module:
@@ -196,6 +237,9 @@ def plan_shrink(
     spread: str | None = None,
     keep: Sequence[str] = (),
     round_to: int = ROUND_TO,
+    latency: float | None = None,
+    latency_batch: int = LATENCY_BATCH,
+    latency_by: str = "flops",
     scorer: Scorer | str | Path | None = None,
     loss_fn: LossFn = F.cross_entropy,
     num_batches: int | None = 10,
@@ -208,7 +252,8 @@ def plan_shrink(
         data: any iterable of (images, labels) batches, already normalised as for training. Methods that look at
             weights only, or at nothing, need none.
         example: images ``[N, C, H, W]`` in place of ``data``, where the method needs no more than their shape.
-        method, options, criterion, channels, params, flops, spread, keep, round_to: see :class:`ShrinkRequest`.
+        method, options, criterion, channels, params, flops, spread, keep, round_to, latency, latency_batch, latency_by:
+            see :class:`ShrinkRequest`.
         scorer: for ``autos``: a loaded scorer, the name of a pretrained one, or a file. Default: the pretrained one.
         loss_fn: ``loss_fn(output, labels)``, a mean over its batch.
         num_batches: at most this many batches of ``data`` are used; ``None`` takes all.
@@ -220,7 +265,10 @@ def plan_shrink(
         that no widths reach. AutoSparseError: nothing to remove, missing data, or a network that cannot be traced.
     """
     began = time.perf_counter()
-    request = ShrinkRequest(method, options, None, criterion, channels, params, flops, spread, keep, round_to)
+    request = ShrinkRequest(
+        method, options, None, criterion, channels, params, flops, spread, keep, round_to,
+        latency, latency_batch, latency_by,
+    )  # fmt: skip
     request.check()
     batches = None if data is None else list(micro_batches(itertools.islice(data, num_batches), micro_batch))
     shrinker = Shrinker(model, request, batches, example=example, scorer=scorer, loss_fn=loss_fn, seed=seed)
@@ -259,6 +307,7 @@ class Shrinker:
             reasons = "; ".join(sorted(set(self.coupling.fixed.values())))
             raise AutoSparseError(f"{type(model).__name__} has no channels that could be removed: {reasons}")
         self.costs = costs_of(model, self.coupling, images)
+        self._image_shape = tuple(images.shape[1:])
         self.budgets = budgets_of(self.coupling, self.costs, **request.shares)
         named = self._named_scorer(scorer)
         self._scorer_name = named[0] if named else None
@@ -271,7 +320,47 @@ class Shrinker:
 
     def select(self, model: nn.Module) -> Selection:
         """The channels of ``model``, the dense network at any weights, that the method keeps; it is not changed."""
-        return select_channels(model, self.coupling, self.budgets, self.recipe, self._scores, self.request.round_to)
+        if self.request.latency is not None:
+            return self._select_by_latency(model, self.request.latency)
+        return self._selected(model, self.budgets, self._scores)
+
+    def _selected(self, model: nn.Module, budgets: Sequence[Budget], scoring: Scoring) -> Selection:
+        return select_channels(model, self.coupling, budgets, self.recipe, scoring, self.request.round_to)
+
+    def _select_by_latency(self, model: nn.Module, target: float) -> Selection:
+        """The largest selection along one share whose measured latency is within ``target`` of the dense network's."""
+        by, found = self.request.latency_by, dict[tuple[int, ...], Selection]()
+        known: dict[str, Mapping[str, np.ndarray]] = {}
+
+        def scoring(network: nn.Module, left: Coupling) -> Mapping[str, np.ndarray]:
+            if network is not model:
+                return self._scores(network, left)
+            if "dense" not in known:  # all trials begin with the same scores
+                known["dense"] = self._scores(network, left)
+            return known["dense"]
+
+        def widths_at(share: float) -> Mapping[str, int]:
+            budgets = budgets_of(self.coupling, self.costs, **{**self.request.shares, by: share})
+            selection = self._selected(model, budgets, scoring)
+            found[tuple(selection.widths.values())] = selection
+            return selection.widths
+
+        def latency(widths: Mapping[str, int]) -> Spread:
+            small = apply_selection(model, self.coupling, found[tuple(widths.values())], self._seed)
+            device = next(model.parameters()).device
+            batch = self.request.latency_batch
+            return latency_share(small, model, self._image_shape, batch=batch, device=device, seconds=_SECONDS)
+
+        def trial(share: float) -> Trial:
+            widths = widths_at(share)
+            return Trial(share, widths, latency(widths))
+
+        (cost,) = (budget.cost for budget in budgets_of(self.coupling, self.costs, **{by: 1.0}))
+        least = {name: int(widths[0]) for name, widths in steps_of(self.coupling, self.request.round_to).items()}
+        lowest = cost(least) / cost(self.coupling.widths) * (1 + 1e-9)
+        highest = max(lowest, self.request.shares.get(by, 1.0))
+        best = search(target, trial(lowest), trial(highest), widths_at, latency)
+        return replace(found[tuple(best.widths.values())], latency=best.latency)
 
     def imagine(self, model: nn.Module) -> Selection:
         """As :meth:`select` without rounding: what a trigger watches, in steps of one channel."""
@@ -313,22 +402,28 @@ class Shrinker:
             options=dict(self.request.options or {}),
             scorer=self._scorer_name,
             round_to=self.request.round_to,
-            asked=self.request.shares,
+            asked=self.request.asked,
             reached={
                 "channels": count(widths) / count(full),
                 "params": params[1] / params[0],
                 "flops": flops[1] / flops[0],
+                **({} if selection.latency is None else {"latency": selection.latency.median}),
             },
             params=params,
             flops=flops,
-            note=self._note(widths),
+            note=self._note(selection),
             groups=tuple(GroupSummary(g.name, g.width, widths[g.name], g.unit) for g in self.coupling),
             fixed=dict(self.coupling.fixed),
             seconds=time.perf_counter() - began,
         )
 
-    def _note(self, widths: Mapping[str, int]) -> str:
-        full = self.coupling.widths
+    def _note(self, selection: Selection) -> str:
+        full, widths, latency = self.coupling.widths, selection.widths, selection.latency
+        if latency is not None and self.request.latency is not None:
+            batch = self.request.latency_batch
+            text = f"latency was measured at batch size {batch}: {latency.low:.3g} to {latency.high:.3g} of the dense"
+            below = 1 - latency.median / self.request.latency
+            return text + (f", {below:.1%} below the budget" if below > _NEAR else "")
         unused = {b.name: 1 - b.cost(widths) / b.cost(full) / b.share for b in self.budgets}
         tightest = min(unused, key=lambda name: unused[name])
         if unused[tightest] <= _NEAR:

@@ -22,16 +22,15 @@ from autosparse.experiment import Known, Network, PruneSettings, ShrinkSettings,
 from autosparse.experiment.shrunk import shrinker_for
 from autosparse.files import load_tensors, save_tensors
 from autosparse.measure import Cost, measured
-from autosparse.measuring import measure
+from autosparse.measuring import latency_share
 from autosparse.pruning import score_batches
 from autosparse.recipes import recipe_of
+from autosparse.shrinking import LATENCY_BATCH
 from autosparse.training import load_state
 from autosparse.triggers.init import AtInit
 from autosparse.triggers.rounds import AfterTraining, PQRewinding, Rewinding
 
 _GRADIENTS = "initial-gradients"
-
-_BATCH, _SECONDS = 128, 3.0  # of measuring latency
 
 
 def run_cell(
@@ -185,11 +184,9 @@ def _latency(folder: Path, network: Network, data: ImageData, device: str) -> di
     """Inference of the smaller network in ``folder`` over that of the dense one, measured in turn."""
     dense = network.build().to(device)
     shape = (data.channels, data.image_size, data.image_size)
-    networks = {"small": load(folder, dense).to(device), "dense": dense}
-    found = measure(networks, shape, batch_sizes=[_BATCH], device=device, seconds=_SECONDS, memory=False)
-    assert found.speedup is not None  # of two networks
-    gain = found.speedup.latency[_BATCH]
-    return {"batch": _BATCH, "share": 1 / gain.median, "low": 1 / gain.high, "high": 1 / gain.low}
+    small = load(folder, dense).to(device)
+    found = latency_share(small, dense, shape, batch=LATENCY_BATCH, device=device)
+    return {"batch": LATENCY_BATCH, "share": found.median, "low": found.low, "high": found.high}
 
 
 def _common(cell: Cell) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from autosparse.channels.widths import (
     wider_steps_of,
 )
 from autosparse.errors import AutoSparseError
+from autosparse.measuring import Spread
 
 #: From a network and its coupling to scores of the channels of every group, larger means keep.
 Scoring = Callable[[nn.Module, Coupling], Mapping[str, np.ndarray]]
@@ -32,10 +33,16 @@ Scoring = Callable[[nn.Module, Coupling], Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Selection:
-    """The widths of the groups, and which of their channels stay; ``None`` where all weights are drawn anew."""
+    """The widths of the groups, and which of their channels stay.
+
+    Args:
+        kept: ``None`` where all weights are drawn anew.
+        latency: measured, over that of the dense network, where that was the budget.
+    """
 
     widths: Mapping[str, int]
     kept: Mapping[str, np.ndarray] | None
+    latency: Spread | None = None
 
 
 def select_channels(

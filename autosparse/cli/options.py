@@ -115,6 +115,19 @@ ParamsOption = Annotated[
 FlopsOption = Annotated[
     float | None, typer.Option(help="Keep at most this share of the FLOPs.", rich_help_panel=CHANNELS)
 ]
+LatencyOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Keep at most this share of the measured latency of inference, on this machine.", rich_help_panel=CHANNELS
+    ),
+]
+LatencyBatchOption = Annotated[
+    int, typer.Option(help="Images at a time when latency is measured.", rich_help_panel=CHANNELS)
+]
+LatencyByOption = Annotated[
+    str,
+    typer.Option(help="Latency is searched along the shares of flops, params or channels.", rich_help_panel=CHANNELS),
+]
 SpreadOption = Annotated[
     str | None,
     typer.Option(

@@ -19,6 +19,9 @@ from autosparse.cli.options import (
     ForceOption,
     ImageSizeOption,
     KeepOption,
+    LatencyBatchOption,
+    LatencyByOption,
+    LatencyOption,
     MethodArgOption,
     MicroBatchOption,
     ModelArgOption,
@@ -40,7 +43,7 @@ from autosparse.experiment import Network, shrink_to_folder
 from autosparse.files import require_absent
 from autosparse.models import parse_model_args
 from autosparse.pruning import SCORE_BATCH
-from autosparse.shrinking import ShrinkSummary
+from autosparse.shrinking import LATENCY_BATCH, ShrinkSummary
 
 
 def register(app: typer.Typer) -> None:
@@ -54,6 +57,9 @@ def shrink_command(
     flops: FlopsOption = None,
     params: ParamsOption = None,
     channels: ChannelsOption = None,
+    latency: LatencyOption = None,
+    latency_batch: LatencyBatchOption = LATENCY_BATCH,
+    latency_by: LatencyByOption = "flops",
     method: Annotated[
         str, typer.Option(help="A method that removes channels at initialisation ('autosparse list methods').")
     ] = "precrop",
@@ -76,8 +82,8 @@ def shrink_command(
 ) -> None:
     """Remove channels from a network at initialisation: what is left is smaller, and really faster.
 
-    At least one of --flops, --params and --channels says how much is kept at most. Channels that additions, depthwise
-    convolutions or concatenations tie together go together; the classifier and the images stay.
+    At least one of --flops, --params, --channels and --latency says how much is kept at most. Channels that additions,
+    depthwise convolutions or concatenations tie together go together; the classifier and the images stay.
 
     Writes model.safetensors and manifest.json, which autosparse.load(DIR) turns into a plain network, summary.json
     and widths.png.
@@ -89,6 +95,9 @@ def shrink_command(
         channels=channels,
         params=params,
         flops=flops,
+        latency=latency,
+        latency_batch=latency_batch,
+        latency_by=latency_by,
         spread=spread,
         keep=tuple(keep or ()),
         round_to=round_to,

@@ -26,6 +26,9 @@ from autosparse.cli.options import (
     GranularityOption,
     KeepConnectedOption,
     KeepOption,
+    LatencyBatchOption,
+    LatencyByOption,
+    LatencyOption,
     MethodArgOption,
     MicroBatchOption,
     MinLayerDensityOption,
@@ -58,6 +61,7 @@ from autosparse.experiment import (
 from autosparse.models import parse_model_args
 from autosparse.models.rebuilding import is_own_code
 from autosparse.pruning import SCORE_BATCH
+from autosparse.shrinking import LATENCY_BATCH
 from autosparse.training import TrainConfig
 
 
@@ -111,6 +115,9 @@ def train_command(
     flops: FlopsOption = None,
     params: ParamsOption = None,
     channels: ChannelsOption = None,
+    latency: LatencyOption = None,
+    latency_batch: LatencyBatchOption = LATENCY_BATCH,
+    latency_by: LatencyByOption = "flops",
     spread: SpreadOption = None,
     keep: KeepOption = None,
     round_to: RoundToOption = ROUND_TO,
@@ -180,7 +187,8 @@ def train_command(
             "give either --masks DIR (of 'autosparse prune' or 'shrink'), --method NAME (--when, --what) or --dense"
         )
     settings: PruneSettings | ShrinkSettings | None = None
-    by_channels = {"when": when, "flops": flops, "params": params, "channels": channels, "spread": spread}
+    shares = {"flops": flops, "params": params, "channels": channels, "latency": latency}
+    by_channels: dict[str, Any] = {"when": when, **shares, "spread": spread}
     by_weights = {"sparsity": sparsity, "budget": budget, "sanity": sanity}
     if method is not None or by_parts:
         scoring = {"scorer": scorer, "score_images": score_images, "micro_batch": micro_batch}
@@ -193,6 +201,8 @@ def train_command(
                 criterion=what,
                 keep=tuple(keep or ()),
                 round_to=round_to,
+                latency_batch=latency_batch,
+                latency_by=latency_by,
                 **by_channels,
                 **scoring,
             )
