@@ -53,10 +53,10 @@ def cts(
 
     The paper searches near initialisation (ResNet-20: after 9 of 160 epochs) and trains the ticket from there. Here
     the search looks at a copy that was trained briefly, and its masks serve the weights as they are. Without that it
-    preserves the outputs of an untrained network, which trained to less than random masks of ERK densities did.
+    preserves the outputs of an untrained network.
 
-    Many small steps find more than few large ones of as many images, for a step tries only a share d of the weights;
-    and more images help. docs/results.md has what was measured.
+    Many small steps find more than few large ones of as many images, for a step tries only a share d of the weights.
+    docs/results.md has what both choices are worth.
 
     Scores are float32 at least, and differ between devices: the mask's random numbers are drawn where the weights are,
     by a generator seeded from ``generator``, because drawing millions a step on the CPU would dominate the search.
