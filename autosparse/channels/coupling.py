@@ -64,6 +64,7 @@ class _Graph:
     parameters: dict[nn.Parameter, str]
     outputs: set[Any]  # autograd nodes that compute what the network returns
     attentions: dict[str, Any]  # modules with num_heads, qkv and proj
+    layers: frozenset[str]  # names of convolutions and linear layers
 
 
 def _trace(model: nn.Module, example: Tensor) -> _Graph:
@@ -96,7 +97,8 @@ def _trace(model: nn.Module, example: Tensor) -> _Graph:
     attentions: dict[str, Any] = {name: module for module, name in names.items() if _has_heads(module)}
     parameters = {parameter: name for name, parameter in traced.named_parameters()}
     nodes = list(graph.module2node.values())
-    return _Graph(traced, nodes, graph.get_pruner_of_module, names, parameters, outputs, attentions)
+    layers = frozenset(name for module, name in names.items() if isinstance(module, (_CONV, nn.Linear)))
+    return _Graph(traced, nodes, graph.get_pruner_of_module, names, parameters, outputs, attentions, layers)
 
 
 def _has_heads(module: nn.Module) -> bool:
@@ -241,9 +243,7 @@ def _grouped(graph: _Graph, slots: _Slots, keep: Collection[str]) -> Coupling:
         if reason:
             fixed |= {name: reason for name, side in places_of if _computes(graph, name, side)}
             continue
-        keys = sorted(
-            places_of, key=lambda key: (key[1] == "in" or not _is_layer(graph, key[0]), order[key[0]], key[1])
-        )
+        keys = sorted(places_of, key=lambda key: (key[1] == "in" or key[0] not in graph.layers, order[key[0]], key[1]))
         alike[tuple((*key, len(places_of[key])) for key in keys)].append(label)
     groups = [
         replace(
@@ -280,13 +280,9 @@ def _named(groups: Iterable[ChannelGroup]) -> Iterator[ChannelGroup]:
         yield replace(group, name=f"{group.name}#{seen[group.name]}") if seen[group.name] > 1 else group
 
 
-def _is_layer(graph: _Graph, name: str) -> bool:
-    return isinstance(graph.model.get_submodule(name), (_CONV, nn.Linear))
-
-
 def _computes(graph: _Graph, name: str, side: Side) -> bool:
     """Whether this side of a module is the output of a layer."""
-    return side != "in" and _is_layer(graph, name)
+    return side != "in" and name in graph.layers
 
 
 def _reason(graph: _Graph, node: Any, name: str | None, side: str, keep: Collection[str]) -> str | None:
@@ -311,7 +307,7 @@ def _reason(graph: _Graph, node: Any, name: str | None, side: str, keep: Collect
 
 def _loose(graph: _Graph, places: Mapping[tuple[str, Side], Sequence[int]]) -> str | None:
     """Why a component without a reason so far is no channel: nothing computes it, or nothing reads it."""
-    layers = [side for name, side in places if _is_layer(graph, name)]
+    layers = [side for name, side in places if name in graph.layers]
     if "out" not in layers:
         return "no layer computes them"
     return None if "in" in layers else "no layer reads them"

@@ -21,11 +21,13 @@ _UNSET: tuple[object, ...] = (None, {}, [], "", False, 0)
 def introduction(analysis: Analysis) -> str:
     """What was run, and how to read it."""
     results = analysis.results
-    densities = sorted({d for setting in analysis.titles for d in analysis.densities(setting)}, reverse=True)
+    shares: dict[str, set[float]] = {}
+    for setting in analysis.titles:
+        shares.setdefault(setting.share, set()).update(analysis.densities(setting))
     seeds = sorted({cell.seed for cell in results.cells})
     what = f"{count(len(analysis.labels), 'method')} on {'; '.join(analysis.titles.values())}"
-    if densities:
-        what += f", at {count(len(densities), 'density', 'densities')} ({', '.join(map(percent, densities))})"
+    known = [f"{share} {', '.join(map(percent, sorted(d, reverse=True)))}" for share, d in shares.items() if d]
+    what += f", at {' and '.join(known)}" if known else ""
     counts = f"{count(len(results.done), 'network')} trained"
     counts += f", {len(results.failed)} failed, {len(analysis.absent)} missing."
     if results.stale:

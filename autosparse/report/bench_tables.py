@@ -150,14 +150,16 @@ def size_table(analysis: Analysis, setting: Setting) -> Table:
             continue
         batches |= {int(batch) for batch in group.shares("batch")}
         kept = [_percents(group.shares(name)) for name in ("flops", "params", "channels", "latency", "training")]
-        rows.append([group.label, percent(group.density), *kept, _range(group.shares("dense_epochs"))])
+        seconds = group.measurements("train_seconds")
+        times = [_amount(statistics.mean(seconds)) if seconds else NONE, _range(group.shares("dense_epochs"))]
+        rows.append([f"{group.label}, {percent(group.density)}", *kept, *times])
     at = f" at batch size {' and '.join(map(str, sorted(batches)))}" if batches else ""
     caption = (
         f"{analysis.titles[setting]}: shares of the dense network in percent, mean (range over seeds). Latency is of "
-        f"inference{at}, measured in turn with the dense network; training is the FLOPs of the whole training; "
-        "channels were removed after so many epochs (0: before the first)."
+        f"inference{at}, measured in turn with the dense network; training is the FLOPs of the whole training, beside "
+        "the mean of its seconds; channels were removed after so many epochs (0: before the first)."
     )
-    header = ["method", "asked", "FLOPs", "parameters", "channels", "latency", "training", "after epochs"]
+    header = ["method, asked", "FLOPs", "params", "channels", "latency", "training", "seconds", "epochs"]
     return Table(header, rows, caption)
 
 

@@ -91,7 +91,9 @@ def method_styles(names: Iterable[str]) -> dict[str, MethodStyle]:
     Two others whose checksums meet in one figure take neighbouring styles, whatever their order.
     """
     names = list(dict.fromkeys(names))
-    styles = {name: _KNOWN[name] for name in names if name in _KNOWN}
+    # Methods for channels have an -s where the criterion also scores weights; the two are never in one figure.
+    known = {name: name if name in _KNOWN else name.removesuffix("-s") for name in names}
+    styles = {name: _KNOWN[own] for name, own in known.items() if own in _KNOWN}
     free = list(_OTHERS)
     for name in sorted(set(names) - set(styles)):
         first = zlib.crc32(name.encode()) % len(_OTHERS)

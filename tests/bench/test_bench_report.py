@@ -23,7 +23,14 @@ from autosparse.bench.results import Results, read_results
 from autosparse.bench.summary import read_summary, summarise, summary_tables, summary_text
 from autosparse.errors import AutoSparseError, FileFormatError
 from autosparse.report import Fold, Section, Table, label_styles, latex_table, markdown_table, render_page
-from autosparse.report.bench_tables import accuracy_table, collapse_table, cost_table, difference_table, overall_table
+from autosparse.report.bench_tables import (
+    accuracy_table,
+    collapse_table,
+    cost_table,
+    difference_table,
+    overall_table,
+    size_table,
+)
 from autosparse.report.benchmark import benchmark_page
 from autosparse.report.method_rows import Contrast, cost_figure, difference_figure, layer_map_figure, rank_figure
 from autosparse.report.small_multiples import MOST_LINES, Point, density_accuracy_figure
@@ -394,6 +401,49 @@ def test_show_command_prints_the_table_and_what_is_not_there(
     assert "DivergedError: the loss is nan" in result.out
     assert "differences" not in result.out
     assert "+4.00 ± 2.48*" in call(capsys, "show", results.folder, "--reference", "SNIP").out
+
+
+@pytest.fixture
+def smaller(tmp_path: Path) -> Results:
+    """Methods for channels, one for weights, and the dense network of both."""
+    cells = [
+        cell_file(label, accuracy + 0.01 * seed, method=label, density=share, seed=seed, measure="flops")
+        for label, share, accuracy in (("l1", 0.5, 0.70), ("l1", 0.25, 0.65), ("epi", 0.5, 0.71), ("epi", 0.25, 0.6))
+        for seed in range(2)
+    ]
+    cells[0]["result"]["latency"]["share"] = 0.5
+    cells += [cell_file("SNIP", 0.5, density=0.05, seed=seed) for seed in range(2)]
+    cells += [cell_file("dense", 0.8, method="dense", density=1.0, seed=seed) for seed in range(2)]
+    return read_results(write_cells(tmp_path / "smaller", *cells))
+
+
+def test_what_is_left_of_smaller_networks_has_a_table(smaller: Results) -> None:
+    analysis = analyse(smaller)
+    by_flops, by_weights = analysis.titles
+    table = size_table(analysis, by_flops)
+    assert table.header[:2] == ["method, asked", "FLOPs"]
+    rows = {row[0]: list(row[1:]) for row in table.rows}
+    assert rows["l1, 50 %"] == ["48.0", "24.0", "69.3", "53.8 (50.0 to 57.6)", "66.7", "90", "1"]
+    assert rows["epi, 25 %"] == ["24.0", "12.0", "49.0", "28.8", "66.7", "90", "1"]
+    assert "batch size 128" in table.caption
+    assert size_table(analysis, by_weights).rows == []
+    assert accuracy_table(analysis, by_flops).rows[0] == ["dense, not pruned", "80.00 ± 0.00", "80.00 ± 0.00"]
+
+
+def test_smaller_networks_are_on_the_page_and_in_the_summary(
+    smaller: Results, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = benchmark_page(analyse(smaller, "l1"))
+    assert "Ranks of methods for channels" in page
+    assert "against measured latency" in page
+    assert "FLOPs kept 50 %, 25 % and density 5 %" in page
+    summary = summarise(smaller)
+    assert [setting["measure"] for setting in summary["settings"]] == ["flops", "weights"]
+    (group,) = (g for g in summary["groups"] if g["label"] == "l1" and g["density"] == 0.5)
+    assert (group["flops"], group["latency"], group["dense_epochs"]) == ([0.48, 0.48], [0.5, 0.576], [1, 1])
+    assert [g["setting"] for g in summary["groups"] if g["method"] == "dense"] == [0, 1]
+    assert "| dense, not pruned | 80.00 ± 0.00 | 80.00 ± 0.00 |" in summary_tables(summary)
+    assert "what is left" in call(capsys, "show", smaller.folder).out
 
 
 def test_narrow_terminals_fold_the_table(
