@@ -108,7 +108,7 @@ def test_magnitude_is_the_mean_of_absolute_values() -> None:
 # ------------------------------------------------------------------------------------------------- learned scorer
 
 
-def test_autos_is_the_mean_of_the_survivals_that_the_scorer_predicts() -> None:
+def test_autos_is_the_sum_of_the_survivals_that_the_scorer_predicts() -> None:
     with global_stream(0, "scorer"):
         scorer = Scorer("scale-free").eval()
     model = RESIDUAL()
@@ -117,11 +117,11 @@ def test_autos_is_the_mean_of_the_survivals_that_the_scorer_predicts() -> None:
     given: dict[str, Any] = {"batches": batches, "loss_fn": F.cross_entropy, "scorer": scorer}
     logits = {name: values.double() for name, values in score("autos", model, **given).items()}
     found = score_channels("autos", model, coupling, **given)
-    survival = logits["inner.weight"].sigmoid().flatten(1).mean(1)
+    survival = logits["inner.weight"].sigmoid().flatten(1).sum(1)
     np.testing.assert_allclose(found["inner"], survival, rtol=1e-12)
     both = torch.cat([logits["stem.weight"].flatten(1), logits["back.weight"].flatten(1)], dim=1)
-    np.testing.assert_allclose(found["stem"], both.sigmoid().mean(1), rtol=1e-12)
-    raw = score_channels("autos", model, coupling, options={"scale": "logit"}, **given)
+    np.testing.assert_allclose(found["stem"], both.sigmoid().sum(1), rtol=1e-12)
+    raw = score_channels("autos", model, coupling, options={"scale": "logit", "aggregate": "mean"}, **given)
     np.testing.assert_allclose(raw["stem"], both.mean(1), rtol=1e-12)
     with pytest.raises(AutoSparseError, match="unknown scale of autos 'logits': did you mean logit"):
         score_channels("autos", model, coupling, options={"scale": "logits"}, **given)
