@@ -29,7 +29,7 @@ def autos(
     The scorer's outputs are logits, unbounded: their sigmoid is the predicted survival, the share in [0, 1] of the
     rounds that a weight outlives. For single weights only the order of the logits counts, but a mean of them is that
     of no survival: one weight at -20 pulls a channel down by more than ten at 1 lift it, though no weight can do worse
-    than not survive. Survivals can be added. Their sum is what the network's survivors lose with the channel; their mean
+    than not survive. Survivals can be added. Their sum is what the network's survivors lose with the channel; the mean
     is what one of its weights survives on average, which empties layers whose weights count for little each.
     Validation images chose the sum: on ResNet-20 by more than 10 points, and in three of four places
     (docs/results.md).
