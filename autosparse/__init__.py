@@ -5,6 +5,8 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 pruned.hold(optimizer)
 
 small = autosparse.shrink(model, data=batches, method="precrop", flops=0.5)
+autosparse.measure({"small": small, "dense": model}, image_shape=(3, 224, 224))
+autosparse.export_onnx(small, example=images, path="small.onnx")
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +16,9 @@ from autosparse.channels.store import load
 from autosparse.criteria import list_criteria
 from autosparse.data import list_datasets
 from autosparse.errors import AutoSparseError
+from autosparse.exporting import export_onnx, export_program
 from autosparse.masks import Masks
+from autosparse.measuring import measure
 from autosparse.models import list_models
 from autosparse.pruning import CollapseWarning, Pruned, prune
 from autosparse.recipes import list_methods
@@ -32,6 +36,8 @@ __all__ = [
     "Masks",
     "Pruned",
     "ShrinkPlan",
+    "export_onnx",
+    "export_program",
     "list_channel_methods",
     "list_criteria",
     "list_datasets",
@@ -40,6 +46,7 @@ __all__ = [
     "list_scorers",
     "load",
     "load_scorer",
+    "measure",
     "plan_shrink",
     "prune",
     "shrink",

@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from autosparse._torchvision import ensure_torchvision
+from autosparse.cost import measured
 from autosparse.errors import AutoSparseError
-from autosparse.measure import measured
 from autosparse.workload import Workload, too_large
 
 _MAPPED = 2**16  # bytes of a block that glibc maps by itself, and so returns when it is freed

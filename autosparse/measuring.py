@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from autosparse.cost import torch_threads
 from autosparse.errors import AutoSparseError
 from autosparse.files import save_tensors
 from autosparse.footprint import Footprint, footprint
-from autosparse.measure import torch_threads
 from autosparse.seeding import global_stream
 from autosparse.workload import Workload
 

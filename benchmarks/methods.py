@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from common import Spread, interleave, options, parse, ratios, table
 from torch import Tensor, nn
 
-from autosparse.measure import Cost, measured
+from autosparse.cost import Cost, measured
 from autosparse.models import create_model, seeded_model
 from autosparse.pruning import prune
 from autosparse.recipes import list_methods, recipe_of

@@ -18,9 +18,9 @@ import torch
 from common import Spread, interleave, number, options, parse, ratios, seconds, table
 from torch import Tensor, nn
 
+from autosparse.cost import measured
 from autosparse.features import NetworkFeatures
 from autosparse.layers import Layer, layers_of, prunable, total_weights
-from autosparse.measure import measured
 from autosparse.models import seeded_model
 from autosparse.scorer.network import Scorer
 

@@ -15,13 +15,13 @@ from autosparse.bench.images import images_of
 from autosparse.bench.shared import Shared
 from autosparse.channels.recipes import CHANNEL_RECIPES
 from autosparse.channels.store import load
+from autosparse.cost import Cost, measured
 from autosparse.criteria import CRITERIA, mean_gradient
 from autosparse.data import ImageData
 from autosparse.errors import AutoSparseError
 from autosparse.experiment import Known, Network, PruneSettings, ShrinkSettings, TrainResult, train_to_folder
 from autosparse.experiment.shrunk import shrinker_for
 from autosparse.files import load_tensors, save_tensors
-from autosparse.measure import Cost, measured
 from autosparse.measuring import latency_share
 from autosparse.pruning import score_batches
 from autosparse.recipes import recipe_of

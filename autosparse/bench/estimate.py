@@ -15,8 +15,8 @@ import torch
 from autosparse.bench.cells import Cell, digest
 from autosparse.bench.images import images_of
 from autosparse.bench.setting import SETTING
+from autosparse.cost import torch_threads
 from autosparse.experiment import Network
-from autosparse.measure import torch_threads
 from autosparse.training import Callback, train
 
 #: ``trainings_of(method, options, density)``: how many trainings of the grid's length a method costs.

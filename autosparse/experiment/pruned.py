@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autosparse.cost import Cost, measured
 from autosparse.data import ImageData
 from autosparse.experiment.network import Network, PruneSettings
 from autosparse.experiment.summary import read_summary
 from autosparse.files import SCHEMA_VERSION, atomic_folder, exclusive, require_absent, write_json
 from autosparse.masks import Masks
-from autosparse.measure import Cost, measured
 from autosparse.provenance import provenance
 from autosparse.pruning import Pruned, prune, score_batches
 from autosparse.recipes import recipe_of

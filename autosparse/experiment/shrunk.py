@@ -15,12 +15,12 @@ from torch import nn
 from autosparse.channels.groups import widths_of
 from autosparse.channels.plan import Selection
 from autosparse.channels.store import load, save_shrunk
+from autosparse.cost import measured
 from autosparse.data import ImageData
 from autosparse.experiment.network import Network, ShrinkSettings
 from autosparse.experiment.summary import read_summary
 from autosparse.files import SCHEMA_VERSION, atomic_folder, exclusive, require_absent, write_json
 from autosparse.layers import layers_of, total_weights
-from autosparse.measure import measured
 from autosparse.provenance import provenance
 from autosparse.pruning import score_batches
 from autosparse.report import save_figure

@@ -16,6 +16,7 @@ from autosparse.budget import density_of, keep_count
 from autosparse.channels.store import is_shrunk
 from autosparse.choose import Choice, choose
 from autosparse.collapse import problems_of
+from autosparse.cost import Cost, measured
 from autosparse.criteria import CRITERIA, score
 from autosparse.data import ImageData
 from autosparse.errors import FileFormatError
@@ -31,7 +32,6 @@ from autosparse.experiment.shrunk import (
 from autosparse.granularity import parse_granularity
 from autosparse.layers import layers_of, total_weights
 from autosparse.masks import Masks
-from autosparse.measure import Cost, measured
 from autosparse.pruning import layer_summaries, score_batches
 from autosparse.recipes import Recipe, recipe_of
 from autosparse.rewinding import AfterTrainingPruner, Rewinder, Ticket
