@@ -96,13 +96,15 @@ def test_parts_put_together_prune_at_their_moment(tmp_path: Path, capsys: Captur
     load(tmp_path / "out")
 
 
+@pytest.mark.parametrize("model", ["resnet20", "mobilenetv2"])
 @pytest.mark.parametrize("method", ["epi", "epi-taylor", "early-bird", "earlycrop-s"])
-def test_every_early_method_by_its_command(method: str, tmp_path: Path, capsys: Capture) -> None:
+def test_every_early_method_by_its_command(method: str, model: str, tmp_path: Path, capsys: Capture) -> None:
     words = ("--method", method, "--flops", "0.5", "--method-arg", "cap=1", *QUICK, "--epochs", "2")
-    result = call(capsys, "train", *SMALL, *words, "--out", tmp_path / "out")
+    result = call(capsys, "train", *SMALL, "--model", model, *words, "--out", tmp_path / "out")
     assert result.status == 0, result.err
-    reached = read(tmp_path / "out")["pruned"]["channels"]["reached"]
-    assert 0.45 < reached["flops"] <= 0.5
+    channels = read(tmp_path / "out")["pruned"]["channels"]
+    assert channels["reached"]["flops"] <= 0.5
+    assert channels["reached"]["flops"] >= 0.98 * 0.5 or "below the budget" in channels["note"]
 
 
 MISTAKES = {
