@@ -27,6 +27,7 @@ from autosparse.seeding import global_stream
 from autosparse.workload import Workload
 
 _LEAST = 3  # repetitions, however long one takes
+_LEAST_ALONE = 11  # where a single figure decides: on a busy machine, half of them may be off
 _MOST = 2000
 _WARM_UP = 0.1  # of the time for a figure
 _BLOCK = 0.05  # seconds of a repetition, longer than the slices in which a busy machine lets a process run
@@ -180,7 +181,7 @@ def latency_share(
     _check({"small": small, "dense": dense}, image_shape, (batch,), None, seconds)
     with global_stream(0, "measure"):
         runs = [Workload(model, image_shape, device).inference(batch) for model in (small, dense)]
-        times = _in_turn(runs, seconds, device)
+        times = _in_turn(runs, seconds, device, _LEAST_ALONE)
     return Spread.of(times[0] / times[1])
 
 
@@ -203,7 +204,9 @@ def _check(
         raise AutoSparseError(f"seconds is {seconds}: give 0 or more")
 
 
-def _in_turn(runs: Sequence[Callable[[], None]], seconds: float, device: torch.device) -> np.ndarray:
+def _in_turn(
+    runs: Sequence[Callable[[], None]], seconds: float, device: torch.device, least: int = _LEAST
+) -> np.ndarray:
     """The time of every repetition of every run: ``[runs, repetitions]`` seconds a call."""
     fastest = np.full(len(runs), np.inf)
     began = time.perf_counter()
@@ -211,12 +214,12 @@ def _in_turn(runs: Sequence[Callable[[], None]], seconds: float, device: torch.d
         fastest = np.minimum(fastest, [_seconds(run, 1, device) for run in runs])
         if time.perf_counter() - began >= _WARM_UP * seconds:
             break
-    block = min(_BLOCK, seconds / (2 * _LEAST * len(runs)))
+    block = min(_BLOCK, seconds / (2 * least * len(runs)))
     calls = [max(1, math.ceil(block / each)) for each in fastest]
     both = list(zip(runs, calls, strict=True))
     times: list[list[float]] = []
     began = time.perf_counter()
-    while len(times) < _LEAST or (len(times) < _MOST and time.perf_counter() - began < seconds):
+    while len(times) < least or (len(times) < _MOST and time.perf_counter() - began < seconds):
         forwards = len(times) % 2 == 0
         found = [_seconds(run, count, device) for run, count in (both if forwards else both[::-1])]
         times.append(found if forwards else found[::-1])
