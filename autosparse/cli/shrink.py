@@ -113,10 +113,10 @@ def shrink_command(
     network = Network(model, arguments, data.num_classes, data.channels, seed)
     summary = shrink_to_folder(network, data, settings, out, dataset=dataset, device=where, force=force).summary
     console.print(_group_table(summary))
-    latency = f", {summary.reached['latency']:.1%} of the latency" if "latency" in summary.reached else ""
+    in_time = f", {summary.reached['latency']:.1%} of the latency" if "latency" in summary.reached else ""
     scored = f" (scorer {summary.scorer})" if summary.scorer else ""
     console.print(
-        f"{model}: {_change('parameters', summary.params)}, {_change('FLOPs', summary.flops)}{latency} by "
+        f"{model}: {_change('parameters', summary.params)}, {_change('FLOPs', summary.flops)}{in_time} by "
         f"{summary.method}{scored}, in {summary.seconds:.1f} s\n"
         + (f"note: {summary.note}\n" if summary.note else "")
         + f"wrote {out}\nnext: {next_training(out, model)}",
