@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -281,6 +281,7 @@ class Shrinker:
     Args:
         model: the dense network; it is traced, not changed.
         batches: a list, or ``None`` for methods that look at weights only or at nothing.
+        progress: told about every network that is timed.
     """
 
     def __init__(
@@ -293,8 +294,10 @@ class Shrinker:
         scorer: Scorer | str | Path | None = None,
         loss_fn: LossFn = F.cross_entropy,
         seed: int = 0,
+        progress: Callable[[str], None] = lambda what: None,
     ) -> None:
         self.request = request
+        self._progress = progress
         self.recipe, self._options = request.recipe()
         self._seed = seed
         if example is None:
@@ -330,6 +333,7 @@ class Shrinker:
     def _select_by_latency(self, model: nn.Module, target: float) -> Selection:
         """The largest selection along one share whose measured latency is within ``target`` of the dense network's."""
         by, found = self.request.latency_by, dict[tuple[int, ...], Selection]()
+        (cost,) = (budget.cost for budget in budgets_of(self.coupling, self.costs, **{by: 1.0}))
         known: dict[str, Mapping[str, np.ndarray]] = {}
 
         def scoring(network: nn.Module, left: Coupling) -> Mapping[str, np.ndarray]:
@@ -346,16 +350,21 @@ class Shrinker:
             return selection.widths
 
         def latency(widths: Mapping[str, int]) -> Spread:
+            if widths == self.coupling.widths:
+                return Spread(1.0, 1.0, 1.0, 0)
             small = apply_selection(model, self.coupling, found[tuple(widths.values())], self._seed)
             device = next(model.parameters()).device
             batch = self.request.latency_batch
-            return latency_share(small, model, self._image_shape, batch=batch, device=device, seconds=_SECONDS)
+            timed = latency_share(small, model, self._image_shape, batch=batch, device=device, seconds=_SECONDS)
+            self._progress(
+                f"{cost(widths) / cost(self.coupling.widths):.1%} of the {by}: {timed.median:.1%} of the time"
+            )
+            return timed
 
         def trial(share: float) -> Trial:
             widths = widths_at(share)
             return Trial(share, widths, latency(widths))
 
-        (cost,) = (budget.cost for budget in budgets_of(self.coupling, self.costs, **{by: 1.0}))
         least = {name: int(widths[0]) for name, widths in steps_of(self.coupling, self.request.round_to).items()}
         lowest = cost(least) / cost(self.coupling.widths) * (1 + 1e-9)
         highest = max(lowest, self.request.shares.get(by, 1.0))

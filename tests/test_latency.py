@@ -49,14 +49,28 @@ def test_the_widest_network_within_the_budget_is_found(latency: Callable[[float]
     found = search(target, clock.trial(1 / WIDTH), clock.trial(1.0), widths_at, clock)
     width = found.widths["a"]
     assert found.latency.median == latency(width / WIDTH) <= target
+    assert clock.asked[-1] == width or width == 1  # measured again
     widest = max(w for w in range(1, WIDTH + 1) if latency(w / WIDTH) <= target)
     assert latency(width / WIDTH) >= 0.98 * target or width >= widest - 3
-    assert len(clock.asked) <= 12
+    assert len(clock.asked) <= 13
 
 
 def test_a_network_that_is_fast_enough_as_it_is_stays() -> None:
     clock = Clock(lambda s: 0.5 * s)
     assert search(0.5, clock.trial(0.1), clock.trial(1.0), widths_at, clock).share == 1.0
+
+
+def test_what_looked_fast_by_chance_is_not_taken() -> None:
+    """The clock stops once, when a network of nearly full width is measured for the first time."""
+    clock = Clock(lambda s: s)
+
+    def chancy(widths: Mapping[str, int]) -> Spread:
+        lucky = widths["a"] > 48 and clock.asked.count(widths["a"]) == 0
+        found = clock(widths)
+        return Spread(0.7, 0.7, 0.7, 5) if lucky else found
+
+    found = search(0.8, clock.trial(1 / WIDTH), clock.trial(1.0), widths_at, chancy)
+    assert found.latency.median == found.widths["a"] / WIDTH <= 0.8 * 1.02
 
 
 def test_latency_that_no_width_reaches_is_refused() -> None:

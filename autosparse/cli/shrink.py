@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from tqdm import tqdm
 
 from autosparse.channels.widths import ROUND_TO
 from autosparse.cli.options import (
@@ -111,7 +112,15 @@ def shrink_command(
     Network(model, arguments).build()  # a wrong name is told before the images are decoded
     data = load_images(dataset, data_dir, image_size, split_seed, where)
     network = Network(model, arguments, data.num_classes, data.channels, seed)
-    summary = shrink_to_folder(network, data, settings, out, dataset=dataset, device=where, force=force).summary
+    with tqdm(desc="latency", unit="network", leave=False, disable=None if latency else True) as bar:
+
+        def progress(what: str) -> None:
+            bar.set_postfix_str(what)
+            bar.update()
+
+        summary = shrink_to_folder(
+            network, data, settings, out, dataset=dataset, device=where, force=force, progress=progress
+        ).summary
     console.print(_group_table(summary))
     in_time = f", {summary.reached['latency']:.1%} of the latency" if "latency" in summary.reached else ""
     scored = f" (scorer {summary.scorer})" if summary.scorer else ""

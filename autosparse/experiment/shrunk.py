@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import NoneType
@@ -56,11 +56,13 @@ def shrink_to_folder(
     dataset: str,
     device: torch.device | str = "cpu",
     force: bool = False,
+    progress: Callable[[str], None] = lambda what: None,
 ) -> ShrinkPlan:
     """Remove channels from a freshly initialised network; write the smaller one, ``summary.json`` and ``widths.png``.
 
     Args:
         dataset: the data set's name as :func:`~autosparse.data.load_data` takes it, for the summary.
+        progress: told about every network that is timed for a budget of latency.
 
     Raises:
         OutputExistsError: ``out`` is not empty and ``force`` is not set; and everything that ``plan_shrink`` raises.
@@ -70,7 +72,7 @@ def shrink_to_folder(
         dense = network.build().to(device)
         with measured(device) as cost:
             began = time.perf_counter()
-            shrinker = shrinker_for(dense, network, data, settings)
+            shrinker = shrinker_for(dense, network, data, settings, progress)
             plan = shrinker.plan(shrinker.select(dense), began)
         summary = {
             "kind": _SHRINKING,
@@ -105,10 +107,16 @@ def write_network(
     save_figure(widths_figure(before, after, title), folder / "widths.png")
 
 
-def shrinker_for(dense: nn.Module, network: Network, data: ImageData, settings: ShrinkSettings) -> Shrinker:
+def shrinker_for(
+    dense: nn.Module,
+    network: Network,
+    data: ImageData,
+    settings: ShrinkSettings,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Shrinker:
     """The request of ``settings`` on ``dense``, scored on the images that every method scores on."""
     batches = score_batches(data, seed=network.seed, images=settings.score_images, size=settings.micro_batch)
-    return Shrinker(dense, settings, batches, scorer=settings.scorer, seed=network.seed)
+    return Shrinker(dense, settings, batches, scorer=settings.scorer, seed=network.seed, progress=progress)
 
 
 def read_shrinking(folder: Path) -> dict[str, Any]:
