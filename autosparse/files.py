@@ -201,19 +201,20 @@ def exclusive(output: Path) -> Iterator[None]:
         output.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output.with_name(f".{output.name}.lock"), timeout=0)
     try:
-        with write_errors(output):
-            lock.acquire()
-    except Timeout:
-        raise OutputExistsError(
-            f"another process is writing {output}: wait for it, stop it, or choose another --out"
-        ) from None
-    try:
+        try:
+            with write_errors(output):
+                lock.acquire()
+        except Timeout:
+            raise OutputExistsError(
+                f"another process is writing {output}: wait for it, stop it, or choose another --out"
+            ) from None
         _sweep(output)
         yield
-    finally:
-        # Removed while still held: whoever opens the path next makes a new file and locks that.
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+    finally:  # around acquiring it too: an interrupt may come as soon as it is held
+        if lock.is_locked:
+            # Removed while still held: whoever opens the path next makes a new file and locks that.
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
 
 def _sweep(output: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -231,7 +232,11 @@ def test_a_killed_overwriting_training_leaves_the_old_one_until_it_ends(
 
 def interrupted(out: Path, *arguments: object, cwd: Path) -> Result:
     lock = out.with_name(f".{out.name}.lock")
-    with frozen(lock.exists, *arguments, "--out", out, cwd=cwd) as process:
+
+    def held() -> bool:  # for a moment already: a file that was made is not yet a lock that is held
+        return lock.exists() and time.time() - lock.stat().st_mtime > 0.05
+
+    with frozen(held, *arguments, "--out", out, cwd=cwd) as process:
         return interrupt(process, signal.SIGINT)
 
 
