@@ -70,7 +70,8 @@ def search(
         trial = Trial(share, widths, measure(widths) if known is None else known)
         if trial.latency.median <= target:
             fast = trial
-            fast_enough.append(fast)
+            if known is None:
+                fast_enough.append(fast)
         else:
             slow = trial
     for trial in reversed(fast_enough[1:]):

@@ -56,7 +56,8 @@ def run_cell(
     settings.check(at_init=False)
     if isinstance(settings, ShrinkSettings):
         run = _train(cell, network, data, work / "run", device, settings, test=test)
-        return {**_result(run), "latency": _latency(work / "run", network, data, device)}
+        # A candidate is judged by its accuracy alone.
+        return {**_result(run), "latency": _latency(work / "run", network, data, device) if test else None}
     known = _known(cell, network, settings, data, shared, device)
     return _result(_train(cell, network, data, work / "run", device, settings, known, test))
 

@@ -57,7 +57,6 @@ def couple(model: nn.Module, example: Tensor, keep: Iterable[str] = ()) -> Coupl
 class _Graph:
     """A traced copy of a network."""
 
-    model: nn.Module
     nodes: list[Any]  # torch_pruning.dependency.Node
     pruner_of: Any
     names: dict[nn.Module, str]
@@ -98,7 +97,7 @@ def _trace(model: nn.Module, example: Tensor) -> _Graph:
     parameters = {parameter: name for name, parameter in traced.named_parameters()}
     nodes = list(graph.module2node.values())
     layers = frozenset(name for module, name in names.items() if isinstance(module, (_CONV, nn.Linear)))
-    return _Graph(traced, nodes, graph.get_pruner_of_module, names, parameters, outputs, attentions, layers)
+    return _Graph(nodes, graph.get_pruner_of_module, names, parameters, outputs, attentions, layers)
 
 
 def _has_heads(module: nn.Module) -> bool:
