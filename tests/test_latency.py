@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from autosparse import plan_shrink
+from autosparse.channels.request import ShrinkRequest
 from autosparse.errors import AutoSparseError, BudgetError, UnknownNameError
 from autosparse.latency import Trial, search
 from autosparse.measuring import Spread, latency_share
 from autosparse.models import seeded_model
-from autosparse.shrinking import ShrinkRequest
 
 WIDTH = 64
 

@@ -11,10 +11,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autosparse.channels.recipes import CHANNEL_RECIPES, ChannelRecipe, channel_recipe_of, list_channel_methods
+from autosparse.channels.request import ShrinkRequest
 from autosparse.errors import AutoSparseError, BudgetError, UnknownNameError
 from autosparse.models import seeded_model
 from autosparse.recipes import list_methods
-from autosparse.shrinking import ShrinkRequest, plan_shrink, shrink
+from autosparse.shrinking import plan_shrink, shrink
 from autosparse.triggers.epi import ArchitectureStable
 from autosparse.triggers.init import AtInit
 

@@ -14,6 +14,7 @@ from autosparse.bench.cells import Cell, digest
 from autosparse.bench.images import images_of
 from autosparse.bench.shared import Shared
 from autosparse.channels.recipes import CHANNEL_RECIPES
+from autosparse.channels.request import LATENCY_BATCH
 from autosparse.channels.store import load
 from autosparse.cost import Cost, measured
 from autosparse.criteria import CRITERIA, mean_gradient
@@ -25,7 +26,6 @@ from autosparse.files import load_tensors, save_tensors
 from autosparse.measuring import latency_share
 from autosparse.pruning import score_batches
 from autosparse.recipes import recipe_of
-from autosparse.shrinking import LATENCY_BATCH
 from autosparse.training import load_state
 from autosparse.triggers.init import AtInit
 from autosparse.triggers.rounds import AfterTraining, PQRewinding, Rewinding

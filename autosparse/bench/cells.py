@@ -46,7 +46,7 @@ class Cell:
         seed: of initial weights, scores, data order and augmentation.
         score_images: training images that the method may look at; 0 for ``dense``.
         train: the fields of :class:`~autosparse.training.TrainConfig` but the seed.
-        when, what, spread, keep, round_to: as :class:`~autosparse.shrinking.ShrinkRequest` has them.
+        when, what, spread, keep, round_to: as :class:`~autosparse.channels.request.ShrinkRequest` has them.
         flops, params, channels: budgets beside ``measure``'s.
     """
 

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from tqdm import tqdm
 
+from autosparse.channels.request import LATENCY_BATCH
 from autosparse.channels.widths import ROUND_TO
 from autosparse.cli.options import (
     RUN,
@@ -44,7 +45,7 @@ from autosparse.experiment import Network, shrink_to_folder
 from autosparse.files import require_absent
 from autosparse.models import parse_model_args
 from autosparse.pruning import SCORE_BATCH
-from autosparse.shrinking import LATENCY_BATCH, ShrinkSummary
+from autosparse.shrinking import ShrinkSummary
 
 
 def register(app: typer.Typer) -> None:

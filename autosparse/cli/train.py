@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from autosparse.channels.recipes import CHANNEL_RECIPES
+from autosparse.channels.request import LATENCY_BATCH
 from autosparse.channels.store import is_shrunk
 from autosparse.channels.widths import ROUND_TO
 from autosparse.cli.options import (
@@ -61,7 +62,6 @@ from autosparse.experiment import (
 from autosparse.models import parse_model_args
 from autosparse.models.rebuilding import is_own_code
 from autosparse.pruning import SCORE_BATCH
-from autosparse.shrinking import LATENCY_BATCH
 from autosparse.training import TrainConfig
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from autosparse.channels.request import ShrinkRequest
 from autosparse.models import seeded_model
 from autosparse.pruning import SCORE_BATCH, Request
-from autosparse.shrinking import ShrinkRequest
 
 
 @dataclass(frozen=True)

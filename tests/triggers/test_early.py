@@ -14,10 +14,11 @@ from kills import KilledError, StopAfter
 from torch import nn
 
 from autosparse.channels.plan import Selection
+from autosparse.channels.request import ShrinkRequest
 from autosparse.data import ImageData
 from autosparse.errors import AutoSparseError
 from autosparse.models import seeded_model
-from autosparse.shrinking import Shrinker, ShrinkRequest
+from autosparse.shrinking import Shrinker
 from autosparse.training import TrainConfig, train
 from autosparse.triggers.early import EarlyNarrowing
 
