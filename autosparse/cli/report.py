@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +12,8 @@ from autosparse.bench.analysis import analyse
 from autosparse.bench.results import read_results
 from autosparse.cli.options import ForceOption, console, help_text
 from autosparse.files import exclusive, require_absent
-from autosparse.report import write_page
-from autosparse.report.benchmark import benchmark_page
+from autosparse.report import write_figures, write_page
+from autosparse.report.benchmark import benchmark_page, benchmark_sections
 
 
 def register(app: typer.Typer) -> None:
@@ -29,6 +30,9 @@ def report_command(
         float | None,
         typer.Option(metavar="DENSITY", help="Show the layer densities of these networks.", show_default="the lowest"),
     ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write every figure as an image file here, too.")
+    ] = None,
     force: ForceOption = False,
 ) -> None:
     """Write the report of a benchmark: one HTML file that needs no network.
@@ -36,8 +40,14 @@ def report_command(
     Accuracies with intervals, ranks, differences from a reference, layer densities, the cost of pruning, what failed,
     and for every number the command that repeats it.
     """
-    with exclusive(out):
+    with exclusive(out), exclusive(figures) if figures else nullcontext():
         require_absent(out, force)
+        if figures:
+            require_absent(figures, force)
         analysis = analyse(read_results(results), reference)
-        write_page(out, benchmark_page(analysis, layers_at))
+        sections = benchmark_sections(analysis, layers_at)
+        write_page(out, benchmark_page(analysis, sections))
+        drawn = write_figures(figures, sections) if figures else []
     console.print(f"report: {out}", highlight=False)
+    if figures:
+        console.print(f"figures: {len(drawn)} in {figures}", highlight=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from autosparse.bench.analysis import Analysis, Ranking
@@ -22,8 +22,13 @@ from autosparse.report.tables import Table, latex_table, markdown_table
 _LATENCIES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)  # shares to name on an axis
 
 
-def benchmark_page(analysis: Analysis, layers_at: float | None = None) -> str:
-    """The page as HTML.
+def benchmark_page(analysis: Analysis, sections: Sequence[Section]) -> str:
+    """The page as HTML, of what :func:`benchmark_sections` gave."""
+    return render_page("Pruning benchmark", introduction(analysis), sections, origin(analysis))
+
+
+def benchmark_sections(analysis: Analysis, layers_at: float | None = None) -> list[Section]:
+    """The chapters of the page.
 
     Args:
         layers_at: density at which layer densities are shown; by default the lowest of each setting.
@@ -34,7 +39,7 @@ def benchmark_page(analysis: Analysis, layers_at: float | None = None) -> str:
     if layers_at is not None and not any(layers_at in analysis.densities(setting) for setting in analysis.titles):
         known = sorted({density for setting in analysis.titles for density in analysis.densities(setting)})
         raise AutoSparseError(f"no network of density {layers_at:g}: give one of {', '.join(f'{d:g}' for d in known)}")
-    sections = [
+    return [
         *_rank_sections(analysis),
         *(_accuracy_section(analysis, setting) for setting in analysis.titles),
         *_difference_section(analysis),
@@ -45,7 +50,6 @@ def benchmark_page(analysis: Analysis, layers_at: float | None = None) -> str:
         *_gap_section(analysis),
         _cell_section(analysis),
     ]
-    return render_page("Pruning benchmark", introduction(analysis), sections, origin(analysis))
 
 
 def _rank_sections(analysis: Analysis) -> list[Section]:

@@ -15,8 +15,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from autosparse.files import write_text
-from autosparse.report.save import figure_data_uri
+from autosparse.files import atomic_folder, write_text
+from autosparse.report.save import figure_data_uri, image_of
 from autosparse.report.tables import Table, numeric_columns
 
 _CSS_PIXELS_PER_INCH = 96
@@ -72,6 +72,23 @@ def render_page(title: str, intro: str, sections: Sequence[Section], provenance:
 def write_page(path: Path, html: str) -> None:
     """Write the page; the file appears complete or not at all."""
     write_text(path, html)
+
+
+def write_figures(folder: Path, sections: Sequence[Section]) -> list[str]:
+    """Write every figure as an image file of its own, named by its section; the folder appears complete or not at all.
+
+    Returns:
+        The names of the files.
+    """
+    names = []
+    with atomic_folder(folder) as temporary:
+        for section in sections:
+            for number, (figure, _) in enumerate(section.figures, 1):
+                suffix, data = image_of(figure)
+                stem = re.sub(r"[^a-z0-9.]+", "-", section.title.lower()).strip("-.")
+                names.append(f"{stem}{f'-{number}' if number > 1 else ''}.{suffix}")
+                (temporary / names[-1]).write_bytes(data)
+    return names
 
 
 def _section(section: Section) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from autosparse.files import atomic_path
 
 _DPI = 150
 _MAX_SVG_BYTES = 200_000
+_MEDIA_TYPES = {"svg": "image/svg+xml", "png": "image/png"}
 # A clip path or marker: one kind letter and ten digits of a hash with a random salt.
 _RANDOM_ID = re.compile(r"\b([a-z]{1,5})([0-9a-f]{10})\b")
 
@@ -28,18 +29,23 @@ def save_figure(figure: Figure, path: Path) -> None:
 def figure_data_uri(figure: Figure) -> str:
     """``figure`` as the ``data:`` URI of an image that needs nothing else.
 
+    The file format is that of :func:`image_of`.
+    """
+    suffix, data = image_of(figure)
+    return f"data:{_MEDIA_TYPES[suffix]};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def image_of(figure: Figure) -> tuple[str, bytes]:
+    """``figure`` as an image file: its suffix (``svg`` or ``png``) and its bytes.
+
     Lines are sharp at any zoom as SVG; heat maps, and figures with so many points that SVG would be large, are PNG.
-    Equal figures give equal URIs.
+    Equal figures give equal bytes.
     """
     if not any(axes.images for axes in figure.axes):
         svg = _svg(figure)
         if len(svg) <= _MAX_SVG_BYTES:
-            return _uri("image/svg+xml", svg)
-    return _uri("image/png", _png(figure))
-
-
-def _uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+            return "svg", svg
+    return "png", _png(figure)
 
 
 def _png(figure: Figure) -> bytes:

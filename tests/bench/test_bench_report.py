@@ -31,10 +31,14 @@ from autosparse.report.bench_tables import (
     overall_table,
     size_table,
 )
-from autosparse.report.benchmark import benchmark_page
+from autosparse.report.benchmark import benchmark_page, benchmark_sections
 from autosparse.report.method_rows import Contrast, cost_figure, difference_figure, layer_map_figure, rank_figure
 from autosparse.report.small_multiples import MOST_LINES, Point, density_accuracy_figure
 from autosparse.report.style import _KNOWN, _OTHERS, method_styles
+
+
+def page_of(analysis: Analysis, layers_at: float | None = None) -> str:
+    return benchmark_page(analysis, benchmark_sections(analysis, layers_at))
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +258,7 @@ def test_labels_of_one_method_share_its_colour() -> None:
 
 @pytest.fixture(scope="module")
 def page(analysis: Analysis) -> str:
-    return benchmark_page(analysis)
+    return page_of(analysis)
 
 
 def test_page_has_all_chapters_and_numbers(page: str) -> None:
@@ -313,13 +317,13 @@ def test_pages_without_text_to_copy_have_no_script() -> None:
 def test_markup_in_labels_stays_text(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script> & $x_1$"
     contents = [cell_file(evil, 0.5, seed=seed) for seed in range(2)]
-    page = benchmark_page(analyse(read_results(write_cells(tmp_path, *contents))))
+    page = page_of(analyse(read_results(write_cells(tmp_path, *contents))))
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; $x_1$" in page
 
 
 def test_one_method_with_one_seed_makes_no_claims(tmp_path: Path) -> None:
-    page = benchmark_page(analyse(read_results(write_cells(tmp_path, cell_file("SNIP", 0.61)))))
+    page = page_of(analyse(read_results(write_cells(tmp_path, cell_file("SNIP", 0.61)))))
     assert "61.00" in page
     assert "nothing can be said about differences" in page
     assert "±" not in page
@@ -328,15 +332,15 @@ def test_one_method_with_one_seed_makes_no_claims(tmp_path: Path) -> None:
 
 def test_dense_networks_alone_have_a_page(tmp_path: Path) -> None:
     contents = [cell_file("dense", 0.8, method="dense", density=1.0, seed=seed, layers=[]) for seed in range(2)]
-    page = benchmark_page(analyse(read_results(write_cells(tmp_path, *contents))))
+    page = page_of(analyse(read_results(write_cells(tmp_path, *contents))))
     assert "dense, not pruned" in page
     assert "80.00 ± 0.00" in page
 
 
 def test_layers_are_shown_at_the_density_asked_for(analysis: Analysis) -> None:
-    assert "at 5 % of all weights" in benchmark_page(analysis, layers_at=0.05)
+    assert "at 5 % of all weights" in page_of(analysis, layers_at=0.05)
     with pytest.raises(AutoSparseError, match=r"no network of density 0\.3: give one of 0\.01, 0\.05"):
-        benchmark_page(analysis, layers_at=0.3)
+        page_of(analysis, layers_at=0.3)
 
 
 # --- the summary ---------------------------------------------------------------------------------------------------
@@ -391,6 +395,21 @@ def test_report_command_writes_the_page_once(
     assert call(capsys, *arguments, "--force").status == 0
 
 
+def test_report_command_writes_its_figures_as_files(
+    smaller: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, figures = tmp_path / "report.html", tmp_path / "figures"
+    arguments: list[Any] = ["report", smaller.folder, "--out", out, "--figures", figures]
+    assert f"{figures}" in call(capsys, *arguments).out.replace("\n", "")
+    names = {path.name for path in figures.iterdir()}
+    assert len(names) == out.read_text(encoding="utf-8").count('src="data:image/')
+    flops = next(name for name in names if name.startswith("accuracy") and name.endswith("by-flops.svg"))
+    assert (figures / flops).read_text(encoding="utf-8").startswith("<?xml")
+    out.unlink()
+    assert f"{figures} exists" in error_of(call(capsys, *arguments)).replace("\n", " ")
+    assert not out.exists()
+
+
 def test_show_command_prints_the_table_and_what_is_not_there(
     results: Results, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -433,7 +452,7 @@ def test_what_is_left_of_smaller_networks_has_a_table(smaller: Results) -> None:
 def test_smaller_networks_are_on_the_page_and_in_the_summary(
     smaller: Results, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = benchmark_page(analyse(smaller, "l1"))
+    page = page_of(analyse(smaller, "l1"))
     assert "Ranks of methods for channels" in page
     assert "against measured latency" in page
     assert "FLOPs kept 50 %, 25 % and density 5 %" in page
