@@ -1,4 +1,4 @@
-"""What running something costs: seconds and peak memory."""
+"""What running something costs: seconds, peak memory, and images to learn from."""
 
 from __future__ import annotations
 
@@ -7,18 +7,74 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass
+class Images:
+    """How many images went forward through a network with gradients recorded; one that is shown twice counts twice.
+
+    That is what learning from images costs on any machine: divided by the batch size, it is steps of training.
+    """
+
+    count: int = 0
+
+
+@dataclass
 class Cost:
-    """Wall time in seconds, and bytes at the peak above what was held before (``None``: not measurable here)."""
+    """What a piece of work took.
+
+    Args:
+        seconds: wall time.
+        peak_bytes: at the peak above what was held before; ``None``: not measurable here.
+        images: as :class:`Images` counts them; ``None``: not known.
+    """
 
     seconds: float = 0.0
     peak_bytes: int | None = None
+    images: int | None = 0
+
+    def after(self, earlier: Cost) -> Cost:
+        """The cost of both, one after the other."""
+        known = self.images is not None and earlier.images is not None
+        return Cost(
+            self.seconds + earlier.seconds,
+            max(self.peak_bytes or 0, earlier.peak_bytes or 0) or None,
+            (self.images or 0) + (earlier.images or 0) if known else None,
+        )
+
+
+@contextmanager
+def counted_images() -> Iterator[Images]:
+    """Count what any network is called with inside the block; parts of a network that it calls itself do not count."""
+    images = Images()
+    depth = 0
+
+    def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth == 1 and torch.is_grad_enabled() and arguments and isinstance(arguments[0], Tensor):
+            images.count += len(arguments[0])
+
+    def leave(module: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
+        nonlocal depth
+        depth -= 1
+
+    hooks = [
+        module_hooks.register_module_forward_pre_hook(enter),
+        module_hooks.register_module_forward_hook(leave, always_call=True),
+    ]
+    try:
+        yield images
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

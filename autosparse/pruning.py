@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from autosparse.budget import BUDGETS, Allocation, density_of, keep_count, select
 from autosparse.choose import Choice, choose, like
 from autosparse.collapse import CollapseWarning, path_of, problems_of
+from autosparse.cost import counted_images
 from autosparse.criteria import CRITERIA, Batches, LossFn
 from autosparse.data import ImageData
 from autosparse.errors import AutoSparseError, BudgetError
@@ -46,7 +47,11 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class PruneSummary:
-    """What a pruning did; :meth:`as_dict` is JSON-able."""
+    """What a pruning did; :meth:`as_dict` is JSON-able.
+
+    Args:
+        images: that scores were computed from (:class:`autosparse.cost.Images`); not those of ``gradients=``.
+    """
 
     method: str
     criterion: str
@@ -62,6 +67,7 @@ class PruneSummary:
     connected: bool | None
     warnings: tuple[str, ...]
     seconds: float
+    images: int
     layers: tuple[LayerSummary, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -237,10 +243,11 @@ def prune(
     chosen = named_scorer(scorer) if "scorer" in criterion.needs else None
     ingredients = {"batches": batches, "loss_fn": loss_fn, "scorer": chosen[1] if chosen else None}
     keep = _keep(layers, sparsity, blocks)
-    rule = _budget(model, budget or recipe.budget, keep, seed, gradients, ingredients)
-    choice = Choice(recipe.criterion, own, recipe.at_init, rule, blocks, min_layer_density, sanity == "invert")
-    stream = generator(seed, "random scores")
-    masks, scores = choose(model, choice, keep, gradients=gradients, generator=stream, **ingredients)
+    with counted_images() as images:
+        rule = _budget(model, budget or recipe.budget, keep, seed, gradients, ingredients)
+        choice = Choice(recipe.criterion, own, recipe.at_init, rule, blocks, min_layer_density, sanity == "invert")
+        stream = generator(seed, "random scores")
+        masks, scores = choose(model, choice, keep, gradients=gradients, generator=stream, **ingredients)
     if keep_connected and batches:
         path = path_of(model, masks, scores, batches[0][0])
         masks = select(scores, layers, keep, budget=rule, min_layer_density=min_layer_density, forced=path)
@@ -269,6 +276,7 @@ def prune(
         connected=connected,
         warnings=tuple(problems),
         seconds=time.perf_counter() - began,
+        images=images.count,
         layers=layer_summaries(masks),
     )
     return Pruned(model, masks, scores, summary)

@@ -16,7 +16,7 @@ from autosparse.bench.shared import Shared
 from autosparse.channels.recipes import CHANNEL_RECIPES
 from autosparse.channels.request import LATENCY_BATCH
 from autosparse.channels.store import load
-from autosparse.cost import Cost, measured
+from autosparse.cost import Cost, counted_images, measured
 from autosparse.criteria import CRITERIA, mean_gradient
 from autosparse.data import ImageData
 from autosparse.errors import AutoSparseError
@@ -145,7 +145,9 @@ def _known(
     recipe, _ = recipe_of(cell.method).with_options(cell.options)
     if isinstance(recipe.when, AfterTraining):
         dense, state = _dense(cell, network, data, shared, device)
-        return Known(trained=state, cost=Cost(dense.summary["seconds"]))
+        steps = cell.train_config.epochs * (len(data.train) // cell.train_config.batch_size)
+        images = steps * cell.train_config.batch_size
+        return Known(trained=state, cost=Cost(dense.summary["seconds"], images=images))
     if isinstance(recipe.when, Rewinding | PQRewinding):
         facts = {"work": "rounds", "network": asdict(network), **_common(cell), "settings": asdict(recipe.when)}
         # Not Shared.get: the folder is never complete, as each density may add rounds. It brings its own lock.
@@ -164,9 +166,11 @@ def _gradients(
         size, images = settings.micro_batch, settings.score_images
         batches = score_batches(data, seed=network.seed, images=images, size=size)
         model = network.build().to(device)
-        with measured(device) as cost:
+        with measured(device) as cost, counted_images() as seen:
             gradients = mean_gradient(model, batches, F.cross_entropy)
-        save_tensors(folder / "gradients.safetensors", _GRADIENTS, gradients, {"cost": asdict(cost)})
+        save_tensors(
+            folder / "gradients.safetensors", _GRADIENTS, gradients, {"cost": {**asdict(cost), "images": seen.count}}
+        )
 
     key = {
         "work": "gradients",
@@ -178,7 +182,9 @@ def _gradients(
         "micro_batch": settings.micro_batch,
     }
     gradients, facts = load_tensors(shared.get(key, make) / "gradients.safetensors", _GRADIENTS)
-    return Known({name: value.to(device) for name, value in gradients.items()}, cost=Cost(**facts["cost"]))
+    return Known(
+        {name: value.to(device) for name, value in gradients.items()}, cost=Cost(**{"images": None, **facts["cost"]})
+    )
 
 
 def _latency(folder: Path, network: Network, data: ImageData, device: str) -> dict[str, Any]:
@@ -210,6 +216,7 @@ def _result(run: TrainResult) -> dict[str, Any]:
         "layers": pruned.pop("layers", []),
         "prune_seconds": pruned.pop("seconds", None),
         "prune_peak_bytes": pruned.pop("peak_bytes", None),
+        "prune_images": pruned.pop("images", None),
         "train_seconds": summary["seconds"],
         "history": summary["history"],
         "chosen": {},

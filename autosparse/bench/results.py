@@ -48,6 +48,7 @@ _OUTCOME: Mapping[str, tuple[type, ...]] = {
     "prune_seconds": (*_NUMBER, NoneType),
     "prune_peak_bytes": (*_NUMBER, NoneType),
     "train_seconds": (*_NUMBER, NoneType),
+    "prune_images": (*_COUNT, NoneType),
 }
 _CHANNELS: Mapping[str, tuple[type, ...]] = {
     "channels.reached.flops": _NUMBER,
@@ -88,6 +89,7 @@ class Outcome:
 
     Args:
         layers: name -> (weights, weights kept), from input to output; a network may be widened.
+        prune_images: with gradients recorded, before the training that is measured; None if that was not counted.
         smaller: where channels were removed.
     """
 
@@ -99,6 +101,7 @@ class Outcome:
     prune_seconds: float | None
     prune_peak_bytes: float | None
     train_seconds: float | None
+    prune_images: int | None = None
     smaller: Smaller | None = None
 
     @property
@@ -244,7 +247,7 @@ def _outcome(path: Path, result: object) -> Outcome:
             found = f"layer {layer['name']} keeps {layer['kept']} of {layer['weights']}"
             raise FileFormatError(f"{path}: {found}: {_ADVICE}")
         layers[layer["name"]] = (layer["weights"], layer["kept"])
-    known = {name: result[name] for name in _OUTCOME}
+    known: dict[str, Any] = {name: result.get(name) for name in _OUTCOME}
     return Outcome(**{**known, "warnings": tuple(map(str, result["warnings"])), "layers": layers}, smaller=smaller)
 
 

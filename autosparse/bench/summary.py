@@ -155,6 +155,8 @@ def _group(group: Group, place: int) -> dict[str, Any]:
         "train_seconds": [_rounded(outcome.train_seconds, 2) for outcome in outcomes],
         "failed": len(group.failed),
     }
+    if images := group.measurements("prune_images"):
+        found["prune_images"] = images
     if group.setting.measure != WEIGHTS:
         found |= {name: [_rounded(value, 4) for value in group.shares(name)] for name in _SHARES}
     return {**found, **_commands(group)}

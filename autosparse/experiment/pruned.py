@@ -74,10 +74,8 @@ def prune_to_folder(
             pruned = prune_network(model, network, data, settings, gradients)
         if settings.sanity == "reinit" or recipe_of(settings.method).rescale:  # the kept weights have changed
             initial = snapshot(pruned.model)
-        facts = {**pruned.summary.as_dict(), "peak_bytes": cost.peak_bytes}
-        if before is not None:
-            facts["seconds"] += before.seconds
-            facts["peak_bytes"] = max(cost.peak_bytes or 0, before.peak_bytes or 0) or None
+        took = Cost(pruned.summary.seconds, cost.peak_bytes, pruned.summary.images).after(before or Cost())
+        facts = {**pruned.summary.as_dict(), **asdict(took)}
         write_pruning(out, network, data, settings, dataset, pruned.masks, initial, facts)
     return pruned
 

@@ -15,7 +15,7 @@ from torch import nn
 from autosparse.channels.groups import widths_of
 from autosparse.channels.plan import Selection
 from autosparse.channels.store import load, save_shrunk
-from autosparse.cost import measured
+from autosparse.cost import counted_images, measured
 from autosparse.data import ImageData
 from autosparse.experiment.network import Network, ShrinkSettings
 from autosparse.experiment.summary import read_summary
@@ -70,7 +70,7 @@ def shrink_to_folder(
     with exclusive(out):
         require_absent(out, force)
         dense = network.build().to(device)
-        with measured(device) as cost:
+        with measured(device) as cost, counted_images() as images:
             began = time.perf_counter()
             shrinker = shrinker_for(dense, network, data, settings, progress)
             plan = shrinker.plan(shrinker.select(dense), began)
@@ -79,6 +79,7 @@ def shrink_to_folder(
             "schema_version": SCHEMA_VERSION,
             **plan.summary.as_dict(),
             "peak_bytes": cost.peak_bytes,
+            "images": images.count,
             "network": asdict(network),
             "dataset": dataset,
             "data": data.describe(),
@@ -203,6 +204,7 @@ def channel_outcome(dense: nn.Module, small: nn.Module, summary: Mapping[str, An
         "layers": layers,
         "seconds": summary.get("seconds"),
         "peak_bytes": summary.get("peak_bytes"),
+        "images": summary.get("images"),
         "channels": {name: summary.get(name) for name in _CHANNELS},
     }
 

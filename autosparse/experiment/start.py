@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from autosparse.budget import density_of, keep_count
 from autosparse.channels.store import is_shrunk
 from autosparse.choose import Choice, choose
 from autosparse.collapse import problems_of
-from autosparse.cost import Cost, measured
+from autosparse.cost import Cost, counted_images, measured
 from autosparse.criteria import CRITERIA, score
 from autosparse.data import ImageData
 from autosparse.errors import FileFormatError
@@ -45,7 +45,7 @@ from autosparse.triggers.init import AtInit
 from autosparse.triggers.prune_regrow import PruneAndRegrow
 from autosparse.triggers.rounds import AfterTraining, PQRewinding, Rewinding
 
-_OUTCOME = ("total", "kept", "density", "connected", "warnings", "layers", "seconds", "peak_bytes")
+_OUTCOME = ("total", "kept", "density", "connected", "warnings", "layers", "seconds", "peak_bytes", "images")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def start_by_method(
         )
     else:
         prune = partial(_ticket, recipe.when, network, data, settings, config, known, work, device, callbacks)
-        _ticket_to_folder(prune, network, data, settings, folder, dataset, device, recipe, known.cost.seconds)
+        _ticket_to_folder(prune, network, data, settings, folder, dataset, device, recipe, known.cost)
     return start_from_folder(model, folder, config)
 
 
@@ -274,16 +274,19 @@ def _ticket_to_folder(
     dataset: str,
     device: torch.device,
     recipe: Recipe,
-    trained_seconds: float,
+    trained: Cost,
 ) -> None:
     """Write what rounds of training and pruning gave as a pruning at initialisation would be written.
 
-    Its seconds are those of all trainings that it needs, whether they were run now or shared.
+    Its seconds and images are those of all trainings that it needs, whether they were run now or shared.
+
+    Args:
+        trained: what a dense training took that was shared.
     """
     model = network.build()
     layers = layers_of(model)
     assert settings.sparsity is not None  # only N:M patterns have none, which these methods refuse
-    with measured(device) as cost:
+    with measured(device) as cost, counted_images() as images:
         ticket = prune(keep_count(total_weights(layers), settings.sparsity))
     masks, state = ticket.masks, dict(ticket.state)
     if settings.sanity == "shuffle":
@@ -301,12 +304,21 @@ def _ticket_to_folder(
         "sanity": settings.sanity,
         "sparsity": settings.sparsity,
         **outcome_of(model, masks, data),
-        "seconds": max(cost.seconds, sum(record["seconds"] for record in ticket.records) + trained_seconds),
+        "seconds": max(cost.seconds, sum(record["seconds"] for record in ticket.records) + trained.seconds),
         "peak_bytes": cost.peak_bytes,
+        "images": _images(ticket.records, trained, images.count),
         "rounds": ticket.records,
         "start": {"step": ticket.start_step, "train": {"lr": ticket.train.lr, "epochs": ticket.train.epochs}},
     }
     write_pruning(folder, network, data, settings, dataset, masks, state, facts)
+
+
+def _images(records: Sequence[Mapping[str, Any]], trained: Cost, run: int) -> int | None:
+    """Images of all rounds, or of the dense training: ``trained`` if it was shared, otherwise what ``run`` saw."""
+    if records:
+        counts = [record.get("images") for record in records]  # records of an earlier release have none
+        return None if None in counts else sum(map(int, filter(None, counts)))
+    return trained.images or run
 
 
 def outcome_of(model: nn.Module, masks: Masks, data: ImageData) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from autosparse.bench.statistics import ALPHA
 from autosparse.errors import AutoSparseError
 from autosparse.report import bench_tables as tables
 from autosparse.report.bench_origin import count, distinct, introduction, machine, origin, usage_table
+from autosparse.report.frontier import Offer, frontier_figure
 from autosparse.report.method_rows import Contrast, cost_figure, difference_figure, layer_map_figure, rank_figure
 from autosparse.report.page import Fold, Section, render_page
 from autosparse.report.small_multiples import DENSITY_AXIS, MOST_LINES, Point, density_accuracy_figure
@@ -47,6 +48,7 @@ def benchmark_sections(analysis: Analysis, layers_at: float | None = None) -> li
         *_layer_section(analysis, layers_at),
         *_collapse_section(analysis),
         *_cost_section(analysis),
+        *_frontier_section(analysis),
         *_gap_section(analysis),
         _cell_section(analysis),
     ]
@@ -273,6 +275,31 @@ def _cost_section(analysis: Analysis) -> list[Section]:
             drawn.append((figure, f"Median (point) and range (bar) over all densities and seeds: {title}."))
             shown.append(Fold(f"Numbers: {title}", tables.cost_table(analysis, setting)))
     return [Section("Cost of pruning", text, drawn, folds=shown)] if drawn else []
+
+
+def _frontier_section(analysis: Analysis) -> list[Section]:
+    """Accuracy against the cost of finding a mask, where that was counted for two labels at least."""
+    drawn = []
+    for setting, title in analysis.titles.items():
+        batch, dense = setting.facts["train"].get("batch_size"), analysis.dense(setting)
+        unpruned = Point(dense.estimate.mean, dense.estimate.half_width) if dense and dense.estimate else None
+        for density in analysis.densities(setting):
+            offers = {}
+            for label in analysis.labels_of(setting):
+                group = analysis.group(setting, label, density)
+                images = group.measurements("prune_images") if group is not None else []
+                if images and batch and group is not None and group.estimate is not None:
+                    accuracy = Point(group.estimate.mean, group.estimate.half_width)
+                    offers[label] = Offer(statistics.median(images) / batch, accuracy)
+            if len(offers) > 1:
+                kept = f"{title}: {percent(density)} kept"
+                caption = f"Mean test accuracy with 95 % t-intervals against cost; the line is the frontier: {kept}."
+                drawn.append((frontier_figure(offers, _styles(analysis), kept, unpruned), caption))
+    text = (
+        "Cost is the images that went forward with gradients recorded before the training that is measured, in steps "
+        "of that training. A method on the frontier is surpassed by none that costs as much or less."
+    )
+    return [Section("What a mask costs and what it is worth", text, drawn)] if drawn else []
 
 
 def _gap_section(analysis: Analysis) -> list[Section]:

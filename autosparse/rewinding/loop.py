@@ -84,6 +84,7 @@ class Rounds:
             raise AutoSparseError(
                 f"rewind-steps is {rewind_steps}, but a round has {steps} steps: give fewer or more epochs"
             )
+        self._steps = steps - rewind_steps
 
     @property
     def completed(self) -> int:
@@ -185,6 +186,7 @@ class Rounds:
                 "train_loss": history[-1].train_loss,
                 "val_accuracy": accuracy,
                 "kept_after": kept.kept,
+                "images": self._steps * self.config.batch_size,
                 "seconds": time.perf_counter() - began,
             }
         )

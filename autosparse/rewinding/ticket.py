@@ -37,7 +37,8 @@ class Ticket:
         train: settings of the final training.
         start_step: the step at which the final training begins, that of the rewound state.
         records: one JSON-able record a round that led here: ``round``, ``density`` and ``kept`` while it trained,
-            ``train_loss``, ``val_accuracy``, ``kept_after`` (of the round as such, not of the ticket), ``seconds``.
+            ``train_loss``, ``val_accuracy``, ``kept_after`` (of the round as such, not of the ticket), ``images`` (that
+            it trained on), ``seconds``.
     """
 
     state: Mapping[str, Tensor]

@@ -64,6 +64,7 @@ def cell_file(label: str, accuracy: float | None = None, *, error: str = "", **c
         "prune_seconds": 1.5,
         "prune_peak_bytes": 3_000_000,
         "train_seconds": 90.0,
+        "prune_images": 1280,
         "history": [],
         "chosen": {},
     }

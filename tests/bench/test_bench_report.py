@@ -32,6 +32,7 @@ from autosparse.report.bench_tables import (
     size_table,
 )
 from autosparse.report.benchmark import benchmark_page, benchmark_sections
+from autosparse.report.frontier import Offer, best_offers, frontier_figure
 from autosparse.report.method_rows import Contrast, cost_figure, difference_figure, layer_map_figure, rank_figure
 from autosparse.report.small_multiples import MOST_LINES, Point, density_accuracy_figure
 from autosparse.report.style import _KNOWN, _OTHERS, method_styles
@@ -228,6 +229,48 @@ def test_layer_map_marks_layers_that_some_run_emptied() -> None:
     assert np.asarray(marks.get_offsets()).tolist() == [[1, 0], [1, 1]]
 
 
+def offer(cost: float, accuracy: float) -> Offer:
+    return Offer(cost, Point(accuracy, 0.01))
+
+
+def test_the_frontier_has_what_nothing_as_cheap_surpasses() -> None:
+    offers = {
+        "free": offer(0, 0.5),
+        "as free, better": offer(0, 0.6),
+        "dear and worse": offer(10, 0.55),
+        "dear, as good": offer(10, 0.6),
+        "dearest, best": offer(100, 0.7),
+    }
+    assert best_offers(offers) == ["as free, better", "dearest, best"]
+
+
+def test_frontier_figure_names_every_label_and_marks_the_collapsed() -> None:
+    offers = {f"m{i}": offer(10.0**i, 0.5 + 0.03 * i) for i in range(4)} | {
+        "free": offer(0, 0.5),
+        "collapsed": offer(10, 0.1),
+        "twin": offer(10.0, 0.53),
+    }
+    figure = frontier_figure(offers, method_styles(offers), "title", Point(0.8))
+    texts = {text.get_text() for text in figure.axes[0].texts}
+    assert texts == {*offers, "dense"}
+    gids = {line.get_gid() for line in figure.axes[0].lines}
+    assert {"below:collapsed", "offer:m3", "frontier", "dense"} <= gids
+    assert "offer:collapsed" not in gids
+
+
+def test_costs_of_masks_are_drawn_where_they_were_counted(tmp_path: Path) -> None:
+    cells = [
+        cell_file(label, 0.6 + 0.01 * seed, density=0.05, seed=seed, prune_images=images)
+        for label, images in (("a", 1280), ("b", 0))
+        for seed in (1, 2)
+    ]
+    page = page_of(analyse(read_results(write_cells(tmp_path / "counted", *cells))))
+    assert "What a mask costs" in page
+    for cell in cells:
+        del cell["result"]["prune_images"]  # as an earlier release wrote it
+    assert "What a mask costs" not in page_of(analyse(read_results(write_cells(tmp_path / "not", *cells))))
+
+
 def test_costs_that_were_not_measured_leave_empty_rows() -> None:
     figure = cost_figure({"seconds": {"a": [1.0, 4.0, 2.0], "b": []}}, "title", ["a", "b"])
     points = [line.get_xydata() for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
@@ -271,6 +314,7 @@ def test_page_has_all_chapters_and_numbers(page: str) -> None:
         "Layer densities",
         "Collapsed layers",
         "Cost of pruning",
+        "What a mask costs and what it is worth",
         "Failed and missing cells",
         "Every number and its command",
     ]

@@ -36,6 +36,10 @@ BASE = Cell(
 )
 
 
+BATCH = BASE.train["batch_size"]
+STEPS = 10  # of 128 images: an epoch
+
+
 @pytest.fixture(autouse=True)
 def _quiet() -> Any:
     with warnings.catch_warnings():
@@ -93,6 +97,7 @@ def test_a_dense_cell_keeps_everything_and_is_shared_with_pruning_after_training
     pruned = run(replace(BASE, method="magnitude-after-training"), tmp_path)
     assert {path.name for path in (tmp_path / "shared").iterdir() if path.is_dir()} == folders
     assert pruned["prune_seconds"] >= dense["train_seconds"]  # what was shared is counted all the same
+    assert pruned["prune_images"] == STEPS * BATCH
 
 
 def test_shared_gradients_give_the_masks_of_a_run_of_its_own(tmp_path: Path) -> None:
@@ -122,6 +127,19 @@ def test_rounds_are_shared_by_densities(tmp_path: Path) -> None:
     half, eighth = (run(replace(ltr, density=density), tmp_path) for density in (0.5, 0.125))
     assert [len(half["rounds"]), len(eighth["rounds"])] == [1, 3]
     assert half["rounds"] == eighth["rounds"][:1]  # trained once: the seconds agree too
+    assert [half["prune_images"], eighth["prune_images"]] == [STEPS * BATCH, 3 * STEPS * BATCH]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "images"),
+    [("random", {}, 0), ("snip", {}, 128), ("iter-snip", {"rounds": 3}, 3 * 128), ("synflow", {"rounds": 5}, 5)],
+)
+def test_images_that_a_method_looks_at_are_counted(
+    method: str, options: dict[str, Any], images: int, tmp_path: Path
+) -> None:
+    cell = replace(BASE, method=method, options=options)
+    assert run(cell, tmp_path)["prune_images"] == images
+    assert run(replace(cell, density=0.2), tmp_path)["prune_images"] == images  # with gradients that are shared
 
 
 def test_a_candidate_is_not_shown_test_images(tmp_path: Path) -> None:
