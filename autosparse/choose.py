@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autosparse.budget import Allocation, budget_counts, select
+from autosparse.budget import Allocation, budget_counts, following, select
 from autosparse.criteria import Scores, score
 from autosparse.granularity import Blocks
 from autosparse.layers import Layer, layers_of, prunable, total_weights
@@ -93,17 +93,8 @@ def _counts(choice: Choice, layers: Sequence[Layer], keep: int) -> dict[str, int
 
 
 def like(masks: Masks) -> Allocation:
-    """The layer densities of ``masks`` as a budget; at another overall density d', layer l gets its own to the power
-    log d' / log d.
-    """
-    densities = np.array(list(masks.layer_densities().values()))
-    overall = masks.density
-
-    def allocate(layers: Sequence[Layer], density: float) -> np.ndarray:
-        power = 1.0 if overall in (density, 1.0) else math.log(density) / math.log(overall)
-        return densities**power
-
-    return allocate
+    """The layer densities of ``masks`` as a budget (:func:`autosparse.budget.following`)."""
+    return following(np.array(list(masks.layer_densities().values())), masks.density)
 
 
 @torch.no_grad()

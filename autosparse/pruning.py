@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from autosparse.budget import BUDGETS, Allocation, density_of, keep_count, selec
 from autosparse.choose import Choice, choose, like
 from autosparse.collapse import CollapseWarning, path_of, problems_of
 from autosparse.cost import counted_images
-from autosparse.criteria import CRITERIA, Batches, LossFn
+from autosparse.criteria import CRITERIA, Batches, LossFn, Stream
 from autosparse.data import ImageData
 from autosparse.errors import AutoSparseError, BudgetError
 from autosparse.granularity import Blocks, parse_granularity
@@ -98,6 +99,13 @@ def score_batches(data: ImageData, *, seed: int, images: int, size: int = SCORE_
     IRP records and pruning both measure their features on such batches.
     """
     return list(data.train.batches(size, shuffle_seed=derive_seed(seed, "score"), limit=images))
+
+
+def training_stream(data: ImageData, *, seed: int, size: int = SCORE_BATCH) -> Iterator[tuple[Tensor, Tensor]]:
+    """All training images without end, augmented, in batches of ``size``: a new order every time round."""
+    for epoch in itertools.count():
+        order = derive_seed(seed, "stream", epoch)
+        yield from data.train.batches(size, shuffle_seed=order, augment=True, drop_last=len(data.train) >= size)
 
 
 @dataclass(frozen=True)
@@ -185,6 +193,11 @@ def micro_batches(batches: Batches, size: int | None) -> Iterator[tuple[Tensor, 
         yield from [(x, y)] if size is None else zip(x.split(size), y.split(size), strict=True)
 
 
+def _without_end(data: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from data
+
+
 def prune(
     model: nn.Module,
     data: Batches | None = None,
@@ -203,6 +216,7 @@ def prune(
     sanity: str | None = None,
     seed: int = 0,
     gradients: Mapping[str, Tensor] | None = None,
+    stream: Stream | None = None,
 ) -> Pruned:
     """Prune ``model`` at its current weights, in place: removed weights become zero.
 
@@ -221,6 +235,8 @@ def prune(
             grouped (but for batch norm, which sees the group).
         seed: for random scores.
         gradients: the mean gradient over ``data`` at the current weights, where it is known already.
+        stream: for methods that train a copy: a function that gives batches without end. By default ``data`` again and
+            again, all of it where it can be iterated more than once (a DataLoader, a list).
 
     Raises:
         UnknownNameError: no such method, option, budget or scorer. BudgetError: a sparsity outside [0, 1), or one that
@@ -241,13 +257,20 @@ def prune(
             "pass data=, any iterable of (images, labels) batches with at least one"
         )
     chosen = named_scorer(scorer) if "scorer" in criterion.needs else None
-    ingredients = {"batches": batches, "loss_fn": loss_fn, "scorer": chosen[1] if chosen else None}
+    if stream is None and data is not None and iter(data) is not data:
+        stream = partial(_without_end, data)
+    ingredients = {
+        "batches": batches,
+        "stream": stream,
+        "loss_fn": loss_fn,
+        "scorer": chosen[1] if chosen else None,
+    }
     keep = _keep(layers, sparsity, blocks)
     with counted_images() as images:
         rule = _budget(model, budget or recipe.budget, keep, seed, gradients, ingredients)
         choice = Choice(recipe.criterion, own, recipe.at_init, rule, blocks, min_layer_density, sanity == "invert")
-        stream = generator(seed, "random scores")
-        masks, scores = choose(model, choice, keep, gradients=gradients, generator=stream, **ingredients)
+        draw = generator(seed, "random scores")
+        masks, scores = choose(model, choice, keep, gradients=gradients, generator=draw, **ingredients)
     if keep_connected and batches:
         path = path_of(model, masks, scores, batches[0][0])
         masks = select(scores, layers, keep, budget=rule, min_layer_density=min_layer_density, forced=path)

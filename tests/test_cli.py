@@ -180,7 +180,11 @@ def test_prune_writes_four_files_that_agree(tmp_path: Path, scorer_file: Path) -
 
 
 AT_INIT = [name for name in list_methods() if isinstance(recipe_of(name).when, AtInit)]
-QUICK = {"synflow": ["rounds=10"], "cts": ["steps=5", "warm_steps=2"]}  # the search and the rounds are tested elsewhere
+QUICK = {
+    "synflow": ["rounds=10"],
+    "cts": ["steps=5", "warm_steps=2"],
+    "scout": ["steps=5"],
+}  # the search and the rounds are tested elsewhere
 
 
 @pytest.mark.filterwarnings("ignore")

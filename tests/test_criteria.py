@@ -20,6 +20,8 @@ from autosparse.seeding import generator, global_stream
 
 Batch = tuple[Tensor, Tensor]
 Net = Callable[..., nn.Module]
+#: Searches that are over sooner.
+QUICK = {"cts": {"steps": 5, "warm_steps": 2}, "scout": {"steps": 5}}
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def everything(name: str, model: nn.Module, batches: list[Batch], scorer: Scorer
     return score(
         name,
         model,
-        options={"steps": 5, "warm_steps": 2} if name == "cts" else None,  # a search that is over sooner
+        options=QUICK.get(name),
         batches=batches,
         loss_fn=F.cross_entropy,
         generator=generator(0, "random"),

@@ -31,7 +31,11 @@ Batch = tuple[Tensor, Tensor]
 Net = Callable[..., nn.Module]
 METHODS = [name for name in autosparse.list_methods() if isinstance(recipe_of(name).when, AtInit)]
 #: Searches and rounds that are over sooner.
-OPTIONS: dict[str, dict[str, int]] = {"cts": {"steps": 5, "warm_steps": 2}, "synflow": {"rounds": 20}}
+OPTIONS: dict[str, dict[str, int]] = {
+    "cts": {"steps": 5, "warm_steps": 2},
+    "scout": {"steps": 5},
+    "synflow": {"rounds": 20},
+}
 
 
 @pytest.fixture(scope="module")

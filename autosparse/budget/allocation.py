@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -61,6 +62,18 @@ def synexp_optimal(layers: Sequence[Layer], density: float) -> np.ndarray:
     full = np.flatnonzero(levels <= sizes)  # the first layer that the level does not fill
     level = levels[full[0]] if len(full) else sizes[-1]
     return np.minimum(1.0, level / np.array([layer.size for layer in layers]))
+
+
+def following(densities: np.ndarray, overall: float) -> Allocation:
+    """These layer densities, of a network of density ``overall``; at another one d', layer l gets its own to the power
+    log d' / log d, so that nested densities follow one another.
+    """
+
+    def allocate(layers: Sequence[Layer], density: float) -> np.ndarray:
+        power = 1.0 if overall in (density, 1.0) else math.log(density) / math.log(overall)
+        return densities**power
+
+    return allocate
 
 
 def layer_counts(capacity: Sequence[int], wanted: np.ndarray, keep: int) -> list[int]:

@@ -6,7 +6,7 @@ Every module of this package is imported here, so that a new criterion is one ne
 import importlib
 import pkgutil
 
-from autosparse.criteria.base import CRITERIA, INGREDIENTS, Criterion, Scores, criterion, list_criteria, score
+from autosparse.criteria.base import CRITERIA, INGREDIENTS, Criterion, Scores, Stream, criterion, list_criteria, score
 from autosparse.criteria.gradients import Batches, LossFn, mean_gradient, untouched
 
 for _module in pkgutil.iter_modules(__path__):
@@ -19,6 +19,7 @@ __all__ = [
     "Criterion",
     "LossFn",
     "Scores",
+    "Stream",
     "criterion",
     "list_criteria",
     "mean_gradient",

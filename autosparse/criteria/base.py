@@ -7,7 +7,8 @@ registry of their own; what both share is generic in the scores ``S``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +23,7 @@ from autosparse.registry import Registry
 from autosparse.scorer.network import Scorer
 
 Scores = dict[str, Tensor]
+Stream = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 S = TypeVar("S")
 Option = int | float | bool | str | None
 
@@ -29,6 +31,7 @@ Option = int | float | bool | str | None
 INGREDIENTS: Mapping[str, str] = {
     "model": "the network at its current weights; those that earlier rounds removed are zero",
     "batches": "a list of (images, labels) batches",
+    "stream": "a function: batches to train on without end, augmented where the images are, from the start each time",
     "loss_fn": "loss_fn(output, labels), a mean over its batch",
     "gradients": "the mean gradient of the loss over the batches at the current weights, a tensor a layer",
     "example": "one image [1, ...] of the batches",
@@ -39,7 +42,7 @@ INGREDIENTS: Mapping[str, str] = {
     "generator": "a CPU torch.Generator",
     "scorer": "a learned scorer",
 }
-_FROM_DATA = frozenset({"batches", "gradients", "example"})
+_FROM_DATA = frozenset({"batches", "stream", "gradients", "example"})
 
 
 def fits(value: object, default: Option) -> bool:
@@ -142,6 +145,7 @@ class Ingredients:
 
     model: nn.Module
     batches: Batches | None = None
+    stream: Stream | None = None
     loss_fn: LossFn | None = None
     generator: torch.Generator | None = None
     scorer: Scorer | None = None
@@ -156,6 +160,8 @@ class Ingredients:
         """The ingredient called ``name``; ``None`` when it is missing."""
         if name == "batches":
             return self._batches()
+        if name == "stream" and self.stream is None and (batches := self._batches()):
+            return lambda: itertools.cycle(batches)
         if name == "gradients" and self.gradients is None and self._batches() and self.loss_fn:
             return mean_gradient(self.model, self._batches() or [], self.loss_fn)
         if name == "example":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -18,7 +19,7 @@ from autosparse.experiment.summary import read_summary
 from autosparse.files import SCHEMA_VERSION, atomic_folder, exclusive, require_absent, write_json
 from autosparse.masks import Masks
 from autosparse.provenance import provenance
-from autosparse.pruning import Pruned, prune, score_batches
+from autosparse.pruning import Pruned, prune, score_batches, training_stream
 from autosparse.recipes import recipe_of
 from autosparse.report import layer_density_figure, save_figure
 from autosparse.rewinding.ticket import snapshot
@@ -138,6 +139,7 @@ def prune_network(
         sanity=None if reinit else settings.sanity,
         seed=network.seed,
         gradients=gradients,
+        stream=partial(training_stream, data, seed=network.seed, size=settings.micro_batch),
     )
     if reinit:
         other = replace(network, seed=derive_seed(network.seed, "reinit")).build()

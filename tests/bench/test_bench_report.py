@@ -281,7 +281,7 @@ def test_every_method_looks_different() -> None:
     looks = [(style.colour, style.marker) for style in (*_KNOWN.values(), *_OTHERS)]
     assert len(set(looks)) == len(looks)
     families = (
-        ("dense", "random", "magnitude", "magnitude-after-training", "autos", "cts"),
+        ("dense", "random", "magnitude", "magnitude-after-training", "autos", "cts", "scout"),
         ("snip", "iter-snip", "force", "prospr", "sbp-sr", "grasp", "crop", "cropit", "earlycrop"),
         ("synflow", "phew", "npb", "granet", "granet-sparse", "rigl", "set", "gmp", "ltr", "sap"),
     )
