@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +51,12 @@ class Cost:
 
 
 @contextmanager
-def counted_images() -> Iterator[Images]:
-    """Count what any network is called with inside the block; parts of a network that it calls itself do not count."""
+def counted_images(told: Callable[[int], object] = lambda count: None) -> Iterator[Images]:
+    """Count what any network is called with inside the block; parts of a network that it calls itself do not count.
+
+    Args:
+        told: is called with the number of images of every call.
+    """
     images = Images()
     depth = 0
 
@@ -61,6 +65,7 @@ def counted_images() -> Iterator[Images]:
         depth += 1
         if depth == 1 and torch.is_grad_enabled() and arguments and isinstance(arguments[0], Tensor):
             images.count += len(arguments[0])
+            told(len(arguments[0]))
 
     def leave(module: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
         nonlocal depth

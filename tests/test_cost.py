@@ -34,6 +34,15 @@ def test_images_count_once_a_pass_through_any_copy_with_gradients() -> None:
     assert images.count == 23
 
 
+def test_whoever_shows_progress_is_told_of_every_call() -> None:
+    told: list[int] = []
+    with counted_images(told.append) as outer, counted_images() as inner:
+        Inner()(torch.zeros(5, 3))
+        Inner()(torch.zeros(7, 3))
+    assert told == [5, 7]
+    assert outer.count == inner.count == 12
+
+
 def test_a_network_that_fails_does_not_derail_the_count() -> None:
     network = Inner()
     with counted_images() as images:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from tqdm import tqdm
 
 from autosparse.cli.options import (
     RUN,
@@ -35,6 +36,7 @@ from autosparse.cli.options import (
     prune_settings,
     resolve_device,
 )
+from autosparse.cost import counted_images
 from autosparse.experiment import Network, prune_to_folder
 from autosparse.files import require_absent
 from autosparse.models import parse_model_args
@@ -100,8 +102,8 @@ def prune_command(
     Network(model, arguments).build()  # a wrong name is told before the images are decoded
     data = load_images(dataset, data_dir, image_size, split_seed, where)
     network = Network(model, arguments, data.num_classes, data.channels, seed)
-    pruned = prune_to_folder(network, data, settings, out, dataset=dataset, device=where, force=force)
-    summary = pruned.summary
+    with tqdm(desc="pruning", unit=" images", leave=False, disable=None) as bar, counted_images(bar.update):
+        summary = prune_to_folder(network, data, settings, out, dataset=dataset, device=where, force=force).summary
     console.print(_layer_table(summary))
     by = f"{summary.method} (scorer {summary.scorer})" if summary.scorer else summary.method
     console.print(
