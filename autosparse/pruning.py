@@ -193,9 +193,17 @@ def micro_batches(batches: Batches, size: int | None) -> Iterator[tuple[Tensor, 
         yield from [(x, y)] if size is None else zip(x.split(size), y.split(size), strict=True)
 
 
-def _without_end(data: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+def _without_end(data: Batches, size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """``data`` again and again, in pieces of at most ``size`` images; AutoSparseError when it has nothing any more."""
     while True:
-        yield from data
+        empty = True
+        for batch in micro_batches(data, size):
+            empty = False
+            yield batch
+        if empty:
+            raise AutoSparseError(
+                "data has no batch when it is gone through again: pass a list or a DataLoader, which can be, or stream="
+            )
 
 
 def prune(
@@ -258,7 +266,7 @@ def prune(
         )
     chosen = named_scorer(scorer) if "scorer" in criterion.needs else None
     if stream is None and data is not None and iter(data) is not data:
-        stream = partial(_without_end, data)
+        stream = partial(_without_end, data, micro_batch)
     ingredients = {
         "batches": batches,
         "stream": stream,

@@ -62,7 +62,7 @@ def scout(
     Raises:
         AutoSparseError: an option out of range. DivergedError: a loss is not finite.
     """
-    _check(steps, updates, until)
+    _check(steps, updates, until, lr, momentum, weight_decay)
     network = copy.deepcopy(model).train().requires_grad_(True)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     weights, layers = prunable(network), layers_of(network)
@@ -151,9 +151,16 @@ def _of_counts(counts: Mapping[str, int], layers: Sequence[Layer], keep: int) ->
     return following(np.array([counts[layer.name] / layer.size for layer in layers]), keep / total_weights(layers))
 
 
-def _check(steps: int, updates: int, until: float) -> None:
-    if steps < 0 or updates < 1 or not 0 < until <= 1:
-        raise AutoSparseError(
-            f"scout has steps {steps}, updates {updates} and until {until}: give 0 or more, 1 or more, and a share in "
-            "(0, 1]"
-        )
+def _check(steps: int, updates: int, until: float, lr: float, momentum: float, weight_decay: float) -> None:
+    """AutoSparseError naming the first option that is out of range."""
+    ranges = {
+        "steps": (steps, steps >= 0, "0 or more"),
+        "updates": (updates, updates >= 1, "1 or more"),
+        "until": (until, 0 < until <= 1, "a share in (0, 1]"),
+        "lr": (lr, 0 < lr < math.inf, "a positive number"),
+        "momentum": (momentum, 0 <= momentum < 1, "a number in [0, 1)"),
+        "weight_decay": (weight_decay, 0 <= weight_decay < math.inf, "0 or more"),
+    }
+    for name, (value, fits, wanted) in ranges.items():
+        if not fits:
+            raise AutoSparseError(f"scout has {name} {value}: give {wanted}")

@@ -122,6 +122,27 @@ def test_a_data_loader_is_gone_through_again_and_again_beyond_the_batches_that_a
     assert images[-5:] == [0, 1, 2, 0, 1]
 
 
+def test_micro_batches_are_the_batches_of_the_training() -> None:
+    pruned = prune(narrow(), digits_like(), sparsity=0.9, method="scout", options={"steps": 5}, micro_batch=4)
+    assert pruned.summary.images == 5 * 4
+
+
+def test_data_that_can_be_gone_through_only_once_is_told() -> None:
+    class Once:
+        batches = iter(digits_like())
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            yield from self.batches
+
+    with pytest.raises(AutoSparseError, match="no batch when it is gone through again: pass a list"):
+        prune(narrow(), Once(), sparsity=0.9, method="scout", options={"steps": 5})
+
+
+def test_a_generator_is_trained_on_as_far_as_it_was_scored_on() -> None:
+    pruned = prune(narrow(), iter(digits_like()), sparsity=0.9, method="scout", options={"steps": 5})
+    assert pruned.summary.images == 5 * 8
+
+
 def test_the_same_seed_gives_the_same_mask_on_any_day() -> None:
     def masks(seed: int) -> Tensor:
         model = narrow()
@@ -132,8 +153,16 @@ def test_the_same_seed_gives_the_same_mask_on_any_day() -> None:
 
 
 def test_what_cannot_be_is_told_in_a_line() -> None:
-    with pytest.raises(AutoSparseError, match=r"until 1\.5"):
-        scores_of(line(1.0, 2.0), 1, until=1.5)
+    for name, value in {
+        "until": 1.5,
+        "steps": -1,
+        "updates": 0,
+        "lr": 0.0,
+        "momentum": 1.0,
+        "weight_decay": -1.0,
+    }.items():
+        with pytest.raises(AutoSparseError, match=f"scout has {name} {value}: give"):
+            scores_of(line(1.0, 2.0), 1, **{name: value})
     with pytest.raises(DivergedError, match=r"loss is inf at step 1 of 1: lower its option lr"):
         score(
             "scout", line(1.0, 2.0), batches=[(X[:, :2], Y)], loss_fn=lambda output, target: output.sum() * math.inf,
