@@ -265,7 +265,7 @@ def prune(
             "pass data=, any iterable of (images, labels) batches with at least one"
         )
     chosen = named_scorer(scorer) if "scorer" in criterion.needs else None
-    if stream is None and data is not None and iter(data) is not data:
+    if stream is None and data is not None and not isinstance(data, Iterator):
         stream = partial(_without_end, data, micro_batch)
     ingredients = {
         "batches": batches,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +145,8 @@ def _known(
     recipe, _ = recipe_of(cell.method).with_options(cell.options)
     if isinstance(recipe.when, AfterTraining):
         dense, state = _dense(cell, network, data, shared, device)
-        steps = cell.train_config.epochs * (len(data.train) // cell.train_config.batch_size)
-        images = steps * cell.train_config.batch_size
+        config = cell.train_config
+        images = config.epochs * config.steps_per_epoch(len(data.train)) * config.batch_size
         return Known(trained=state, cost=Cost(dense.summary["seconds"], images=images))
     if isinstance(recipe.when, Rewinding | PQRewinding):
         facts = {"work": "rounds", "network": asdict(network), **_common(cell), "settings": asdict(recipe.when)}
@@ -168,9 +168,8 @@ def _gradients(
         model = network.build().to(device)
         with measured(device) as cost, counted_images() as seen:
             gradients = mean_gradient(model, batches, F.cross_entropy)
-        save_tensors(
-            folder / "gradients.safetensors", _GRADIENTS, gradients, {"cost": {**asdict(cost), "images": seen.count}}
-        )
+        facts = {"cost": asdict(replace(cost, images=seen.count))}
+        save_tensors(folder / "gradients.safetensors", _GRADIENTS, gradients, facts)
 
     key = {
         "work": "gradients",

@@ -89,7 +89,7 @@ def training_seconds(cell: Cell, *, data_dir: Path, device: str) -> float:
     longest = replace(config, epochs=_WARM_UP + _STEPS + 1)  # of one step at least
     with suppress(_EnoughError):
         train(model, data, longest, device=device, callbacks=[watch], validate=False)
-    per_epoch = len(data.train) // config.batch_size
+    per_epoch = config.steps_per_epoch(len(data.train))
     forward = len(data.val) / config.batch_size / 3
     return watch.step_seconds * config.epochs * (per_epoch + forward)
 

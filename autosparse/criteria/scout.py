@@ -16,6 +16,7 @@ from autosparse.errors import AutoSparseError, DivergedError
 from autosparse.layers import Layer, layers_of, prunable, total_weights
 from autosparse.masks import Masks
 from autosparse.training.precision import autocast, resolve_precision
+from autosparse.triggers.init import AtInit
 
 _WARM_UP = 0.2  # of the steps, in which the learning rate rises; it falls along half a cosine after them
 _LEAST = 0.02  # of the peak learning rate
@@ -68,8 +69,10 @@ def scout(
     weights, layers = prunable(network), layers_of(network)
     budget = "global" if counts is None else _of_counts(counts, layers, keep)
     due = _path(masks.kept, keep, steps, updates, until)
+    device = next(network.parameters()).device
+    precision = resolve_precision("auto", device)
     scores = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
-    masks, prunings = masks.to(next(iter(weights.values())).device), 0
+    masks, prunings = masks.to(device), 0
     with seeding.global_stream(int(torch.randint(2**62, (), generator=generator)), "scout"):
         optimizer = torch.optim.SGD(
             network.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0
@@ -78,13 +81,16 @@ def scout(
         handle = masks.hold(network, optimizer)
         # The steps come first: an endless stream would be asked for a batch that nobody takes.
         for step, (x, y) in zip(range(1, steps + 1), stream(), strict=False):
-            loss = _descend(network, optimizer, loss_fn, x, y, lr * _rate(step - 1, steps))
+            with autocast(precision, device):
+                output = network(x.to(device))
+            loss = loss_fn(output.float(), y.to(device))
+            _descend(optimizer, loss, lr * _rate(step - 1, steps))
             _put_back(weights, signs)
             if step not in due and step != steps:
                 continue
-            if not bool(loss.isfinite()):
+            if not bool(loss.detach().isfinite()):
                 raise DivergedError(
-                    f"scout's loss is {float(loss)} at step {step} of {steps}: lower its option lr ({lr})"
+                    f"scout's loss is {float(loss.detach())} at step {step} of {steps}: lower its option lr ({lr})"
                 )
             if due.get(step, masks.kept) < masks.kept:
                 magnitudes = _magnitudes(weights)
@@ -107,20 +113,12 @@ def _magnitudes(weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     return {name: value / (2 * largest) if largest > 0 else value for name, value in values.items()}
 
 
-def _descend(
-    network: nn.Module, optimizer: torch.optim.Optimizer, loss_fn: LossFn, x: Tensor, y: Tensor, lr: float
-) -> Tensor:
-    """One step of SGD; the loss before it."""
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
-    device = next(network.parameters()).device
-    with autocast(resolve_precision("auto", device), device):
-        output = network(x.to(device))
-    loss = loss_fn(output.float(), y.to(device))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return loss.detach()
 
 
 @torch.no_grad()
@@ -142,8 +140,8 @@ def _path(first: int, last: int, steps: int, updates: int, until: float) -> dict
     """Step -> how many weights are left after it, on an exponential from ``first`` to ``last``."""
     updates = max(1, min(updates, round(until * steps)))
     return {
-        max(1, round(index * until * steps / updates)): max(last, round(first * (last / first) ** (index / updates)))
-        for index in range(1, updates + 1)
+        max(1, round(index * until * steps / updates)): max(last, round(first * share))
+        for index, share in enumerate(AtInit(updates).densities(last / first), 1)
     }
 
 

@@ -190,7 +190,7 @@ def _schedule(
     config: TrainConfig,
     seed: int,
 ) -> MaskSchedule:
-    per_epoch = len(data.train) // config.batch_size
+    per_epoch = config.steps_per_epoch(len(data.train))
     layers, blocks = layers_of(model), parse_granularity(settings.granularity)
     density = density_of(settings.sparsity or 0.0)
     if blocks is not None:
@@ -316,8 +316,8 @@ def _ticket_to_folder(
 def _images(records: Sequence[Mapping[str, Any]], trained: Cost, run: int) -> int | None:
     """Images of all rounds, or of the dense training: ``trained`` if it was shared, otherwise what ``run`` saw."""
     if records:
-        counts = [record.get("images") for record in records]  # records of an earlier release have none
-        return None if None in counts else sum(map(int, filter(None, counts)))
+        counts: list[Any] = [record.get("images") for record in records]  # records of an earlier release have none
+        return None if None in counts else sum(counts)
     return trained.images or run
 
 

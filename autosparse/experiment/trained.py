@@ -179,7 +179,7 @@ def _outcome(
 ) -> dict[str, Any]:
     """What was pruned, JSON-able; empty for a dense network."""
     if start.shrunk is not None:
-        images = len(data.train) // config.batch_size * config.batch_size
+        images = config.steps_per_epoch(len(data.train)) * config.batch_size
         return start.shrunk.ended(images, config.epochs)
     if start.schedule is None:
         return dict(start.outcome)

@@ -113,10 +113,9 @@ def _accuracy_section(analysis: Analysis, setting: Setting) -> Section:
         for label in labels
     }
     series = {label: line for label, line in series.items() if line}
-    dense = analysis.dense(setting)
+    unpruned = _unpruned(analysis, setting)
     drawn = []
     if series:
-        unpruned = Point(dense.estimate.mean, dense.estimate.half_width) if dense and dense.estimate else None
         figure = density_accuracy_figure(series, _styles(analysis), title, unpruned, _axis(setting))
         caption = "Mean test accuracy; bands are 95 % t-intervals where there is more than one seed"
         caption += ", the dashed line is the dense network" if unpruned else ""
@@ -126,11 +125,16 @@ def _accuracy_section(analysis: Analysis, setting: Setting) -> Section:
     if not sizes.rows:
         return Section(f"Accuracy: {title}", "", drawn, [table], _copies(table, title))
     if latencies := _latency_series(analysis, setting):
-        unpruned = Point(dense.estimate.mean, dense.estimate.half_width) if dense and dense.estimate else None
         axis = "latency [% of the dense network's], faster to the right"
         figure = density_accuracy_figure(latencies, _styles(analysis), title, unpruned, axis, _LATENCIES)
         drawn.append((figure, "The same accuracies against measured latency of inference, the mean over seeds."))
     return Section(f"Accuracy: {title}", "", drawn, [table, sizes], [*_copies(table, title), *_copies(sizes, title)])
+
+
+def _unpruned(analysis: Analysis, setting: Setting) -> Point | None:
+    """The accuracy of the dense network, where it has finished."""
+    dense = analysis.dense(setting)
+    return Point(dense.estimate.mean, dense.estimate.half_width) if dense and dense.estimate else None
 
 
 def _axis(setting: Setting) -> str:
@@ -281,8 +285,7 @@ def _frontier_section(analysis: Analysis) -> list[Section]:
     """Accuracy against the cost of finding a mask, where that was counted for two labels at least."""
     drawn = []
     for setting, title in analysis.titles.items():
-        batch, dense = setting.facts["train"].get("batch_size"), analysis.dense(setting)
-        unpruned = Point(dense.estimate.mean, dense.estimate.half_width) if dense and dense.estimate else None
+        batch, unpruned = setting.facts["train"].get("batch_size"), _unpruned(analysis, setting)
         for density in analysis.densities(setting):
             offers = {}
             for label in analysis.labels_of(setting):

@@ -79,7 +79,7 @@ class Rounds:
         self.measured: dict[str, dict[str, Tensor]] = {}
         self._prune = prune
         self._setup, self._progress = folder / "setup.safetensors", folder / "progress.safetensors"
-        steps = config.epochs * (len(data.train) // config.batch_size)
+        steps = config.epochs * config.steps_per_epoch(len(data.train))
         if rewind_steps and rewind_steps >= steps:
             raise AutoSparseError(
                 f"rewind-steps is {rewind_steps}, but a round has {steps} steps: give fewer or more epochs"

@@ -51,6 +51,10 @@ class TrainConfig:
         if self.precision not in PRECISIONS:
             raise UnknownNameError("precision", self.precision, PRECISIONS)
 
+    def steps_per_epoch(self, images: int) -> int:
+        """Whole batches among ``images``."""
+        return images // self.batch_size
+
     def learning_rate(self, step: int, steps: int) -> float:
         """The learning rate of ``step`` (from 0) out of ``steps``: a pure function, so that resuming needs no state."""
         if self.schedule == "constant":

@@ -100,7 +100,7 @@ def train(
     optimizer = torch.optim.SGD(
         model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
     )
-    per_epoch = len(data.train) // config.batch_size
+    per_epoch = config.steps_per_epoch(len(data.train))
     if per_epoch == 0:
         raise AutoSparseError(
             f"{data.name} has {len(data.train)} training images, less than one batch of {config.batch_size}: "
