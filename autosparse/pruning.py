@@ -6,6 +6,7 @@ import itertools
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from autosparse.recipes import Recipe, recipe_of
 from autosparse.sanity import check_sanity, shuffled
 from autosparse.scorer.network import Scorer
 from autosparse.scorer.store import load_scorer
-from autosparse.seeding import derive_seed, generator
+from autosparse.seeding import derive_seed, generator, global_stream
 from autosparse.triggers.init import AtInit
 
 #: Images of one backward pass when scores or features are measured.
@@ -106,6 +107,11 @@ def training_stream(data: ImageData, *, seed: int, size: int = SCORE_BATCH) -> I
     for epoch in itertools.count():
         order = derive_seed(seed, "stream", epoch)
         yield from data.train.batches(size, shuffle_seed=order, augment=True, drop_last=len(data.train) >= size)
+
+
+def scoring_stream(seed: int) -> AbstractContextManager[None]:
+    """What a network that draws (dropout) draws from while it is scored: the same for the same seed."""
+    return global_stream(seed, "scoring")
 
 
 @dataclass(frozen=True)
@@ -274,7 +280,7 @@ def prune(
         "scorer": chosen[1] if chosen else None,
     }
     keep = _keep(layers, sparsity, blocks)
-    with counted_images() as images:
+    with counted_images() as images, scoring_stream(seed):
         rule = _budget(model, budget or recipe.budget, keep, seed, gradients, ingredients)
         choice = Choice(recipe.criterion, own, recipe.at_init, rule, blocks, min_layer_density, sanity == "invert")
         draw = generator(seed, "random scores")

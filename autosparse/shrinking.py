@@ -35,7 +35,7 @@ from autosparse.criteria import Batches, LossFn
 from autosparse.errors import AutoSparseError
 from autosparse.latency import Trial, search
 from autosparse.measuring import Spread, latency_share
-from autosparse.pruning import micro_batches, named_scorer
+from autosparse.pruning import micro_batches, named_scorer, scoring_stream
 from autosparse.scorer.network import Scorer
 from autosparse.seeding import generator
 
@@ -282,9 +282,10 @@ class Shrinker:
     def _scores(self, network: nn.Module, left: Coupling) -> Mapping[str, np.ndarray]:
         assert self.recipe.criterion is not None  # a recipe without one is never scored
         stream = generator(self._seed, "random scores")
-        return score_channels(
-            self.recipe.criterion, network, left, options=self._options, generator=stream, **self._ingredients
-        )
+        with scoring_stream(self._seed):
+            return score_channels(
+                self.recipe.criterion, network, left, options=self._options, generator=stream, **self._ingredients
+            )
 
     def _named_scorer(self, scorer: Scorer | str | Path | None) -> tuple[str, Scorer] | None:
         criterion = self.recipe.criterion

@@ -100,6 +100,17 @@ def test_random_scores_follow_the_seed(conv_net: Net) -> None:
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
+@pytest.mark.filterwarnings("ignore::autosparse.CollapseWarning")
+def test_what_a_network_draws_while_it_is_scored_follows_the_seed(conv_net: Net, two_batches: list[Batch]) -> None:
+    def scores(seed: int) -> Tensor:
+        torch.rand(3)  # whatever the caller has drawn before
+        found = prune(conv_net(0), two_batches, sparsity=0.5, method="snip", seed=seed).scores
+        return torch.cat([values.flatten() for values in found.values()])
+
+    assert torch.equal(scores(0), scores(0))
+    assert not torch.equal(scores(0), scores(1))  # other units are dropped
+
+
 @pytest.mark.parametrize("method", ["snip", "autos"])
 @pytest.mark.parametrize("data", [None, []])
 def test_methods_that_look_at_images_need_data(

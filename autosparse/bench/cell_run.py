@@ -24,7 +24,7 @@ from autosparse.experiment import Known, Network, PruneSettings, ShrinkSettings,
 from autosparse.experiment.shrunk import shrinker_for
 from autosparse.files import load_tensors, save_tensors
 from autosparse.measuring import latency_share
-from autosparse.pruning import score_batches
+from autosparse.pruning import score_batches, scoring_stream
 from autosparse.recipes import recipe_of
 from autosparse.training import load_state
 from autosparse.triggers.init import AtInit
@@ -166,7 +166,7 @@ def _gradients(
         size, images = settings.micro_batch, settings.score_images
         batches = score_batches(data, seed=network.seed, images=images, size=size)
         model = network.build().to(device)
-        with measured(device) as cost, counted_images() as seen:
+        with measured(device) as cost, counted_images() as seen, scoring_stream(network.seed):
             gradients = mean_gradient(model, batches, F.cross_entropy)
         facts = {"cost": asdict(replace(cost, images=seen.count))}
         save_tensors(folder / "gradients.safetensors", _GRADIENTS, gradients, facts)

@@ -13,6 +13,7 @@ import typer
 from autosparse.cli import (
     bench,
     demo,
+    explain,
     export,
     generate,
     listing,
@@ -39,7 +40,10 @@ app = typer.Typer(
     "with prune, or look at everything at once with demo.",
     epilog="Example:  autosparse prune --model vgg16 --sparsity 0.98 --out runs/vgg16",
 )
-for module in (prune, shrink, train, export, measure, generate, train_scorer, bench, report, show, listing, demo):
+_COMMANDS = (
+    prune, shrink, train, export, measure, generate, train_scorer, explain, bench, report, show, listing, demo,
+)  # fmt: skip
+for module in _COMMANDS:
     module.register(app)
 
 # Typer may bring its own copy of click, whose base error it does not export.

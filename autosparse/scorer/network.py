@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -27,6 +28,10 @@ class MLP(nn.Module):
         self.hidden = nn.Linear(hidden, hidden)
         self.output = nn.Linear(hidden, 1)
 
+    @property
+    def first(self) -> nn.Linear:
+        return self.input
+
     def forward(self, x: Tensor) -> Tensor:
         return self.tail(self.input(x))
 
@@ -48,6 +53,12 @@ class PublishedCNN(nn.Module):
 
         self.embed = nn.Sequential(nn.Linear(features, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 3072))
         self.image_network = create_model("resnet18", num_classes=1)
+
+    @property
+    def first(self) -> nn.Linear:
+        layer = self.embed[0]
+        assert isinstance(layer, nn.Linear)
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         return self.image_network(self.embed(x).reshape(-1, 3, 32, 32)).squeeze(1)
@@ -80,6 +91,17 @@ class Scorer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[n]`` of raw features ``[n, columns]``."""
         return self.network((x - self.mean) / self.std)
+
+    @torch.no_grad()
+    def holding(self, column: int, value: float) -> Scorer:
+        """A copy that takes feature ``column`` (an index of the feature set's names) for ``value``, whatever it is."""
+        held = copy.deepcopy(self)
+        first = held.network.first
+        assert isinstance(first, nn.Linear)
+        by_feature = first.weight[:, column].clone()
+        first.bias.add_(by_feature * ((value - self.mean[column]) / self.std[column]))
+        first.weight[:, column] = 0.0
+        return held
 
     @torch.no_grad()
     def score(self, features: LayerFeatures) -> Tensor:

@@ -1,0 +1,229 @@
+"""Gradual pruning in one short training of a copy, which is then forgotten: what it leaves at its initial values."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autosparse import seeding
+from autosparse.budget import Allocation, following, select
+from autosparse.criteria.base import Scores, Stream
+from autosparse.criteria.gradients import LossFn
+from autosparse.errors import AutoSparseError, DivergedError
+from autosparse.layers import Layer, layers_of, prunable, total_weights
+from autosparse.masks import Masks
+from autosparse.training.precision import autocast, resolve_precision
+from autosparse.triggers.init import AtInit
+
+_WARM_UP = 0.2  # of the steps, in which the learning rate rises; it falls along half a cosine after them
+_LEAST = 0.02  # of the peak learning rate
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A copy in training, about to be pruned.
+
+    Attributes:
+        weights: its weights; zero where they were removed.
+        gradients: the root mean square of their gradients in the last batches, an exponential moving average; empty
+            unless :attr:`ShortTraining.memory` asks for it.
+        masks: what is left.
+    """
+
+    layers: Sequence[Layer]
+    weights: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
+    masks: Masks
+
+
+#: Scores of a moment, of any size: their order decides which weights the next pruning removes.
+Rule = Callable[[Moment], Scores]
+
+
+@dataclass(frozen=True)
+class ShortTraining:
+    """How a copy is trained and pruned.
+
+    Args:
+        owner: the criterion, for messages.
+        steps: batches of the training; with 0 the copy is scored as it is.
+        updates: prunings on the way.
+        until: share of the steps after which the final density is reached.
+        lr: peak learning rate of SGD with Nesterov momentum. It rises for a fifth of the steps and then falls along
+            half a cosine.
+        momentum, weight_decay: of SGD.
+        same_sign: a weight that crosses zero is put back to zero. What survives is then large with the sign that it
+            starts from.
+        memory: decay a step of the gradients' moving average; ``None`` when no rule looks at it.
+
+    Raises:
+        AutoSparseError: a value out of range.
+    """
+
+    owner: str
+    steps: int
+    updates: int
+    until: float
+    lr: float
+    momentum: float
+    weight_decay: float
+    same_sign: bool
+    memory: float | None = None
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "steps": (self.steps >= 0, "0 or more"),
+            "updates": (self.updates >= 1, "1 or more"),
+            "until": (0 < self.until <= 1, "a share in (0, 1]"),
+            "lr": (0 < self.lr < math.inf, "a positive number"),
+            "momentum": (0 <= self.momentum < 1, "a number in [0, 1)"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
+        }
+        for name, (fits, wanted) in ranges.items():
+            if not fits:
+                raise AutoSparseError(f"{self.owner} has {name} {getattr(self, name)}: give {wanted}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate at ``step`` (from 0)."""
+        x = step / self.steps
+        falling = 0.5 * (1 + math.cos(math.pi * (x - _WARM_UP) / (1 - _WARM_UP)))
+        return self.lr * max(_LEAST, x / _WARM_UP if x < _WARM_UP else falling)
+
+    def path(self, first: int, last: int) -> dict[int, int]:
+        """Step -> how many weights are left after it, on an exponential from ``first`` to ``last``."""
+        updates = max(1, min(self.updates, round(self.until * self.steps)))
+        return {
+            max(1, round(index * self.until * self.steps / updates)): max(last, round(first * share))
+            for index, share in enumerate(AtInit(updates).densities(last / first), 1)
+        }
+
+
+def survival(
+    training: ShortTraining,
+    rule: Rule,
+    model: nn.Module,
+    stream: Stream,
+    loss_fn: LossFn,
+    keep: int,
+    counts: Mapping[str, int] | None,
+    masks: Masks,
+    generator: torch.Generator,
+) -> Scores:
+    """How long each weight survived in a copy of ``model`` that was trained and pruned on the way.
+
+    A score counts the prunings that a weight survived; what the rule said at the next one, or in the end, decides among
+    equals. The arguments after ``rule`` are the ingredients of these names
+    (:data:`autosparse.criteria.base.INGREDIENTS`).
+
+    Raises:
+        DivergedError: a loss is not finite.
+    """
+    network = copy.deepcopy(model).train().requires_grad_(True)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    weights, layers = prunable(network), layers_of(network)
+    budget = "global" if counts is None else _of_counts(counts, layers, keep)
+    due = training.path(masks.kept, keep) if training.steps else {}
+    device = next(network.parameters()).device
+    precision = resolve_precision("auto", device)
+    scores = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    masks, prunings = masks.to(device), 0
+    recent = _Recent(weights, training.memory)
+    with seeding.global_stream(int(torch.randint(2**62, (), generator=generator)), training.owner):
+        optimizer = torch.optim.SGD(
+            network.parameters(),
+            training.lr,
+            training.momentum,
+            weight_decay=training.weight_decay,
+            nesterov=training.momentum > 0,
+        )
+        signs = {name: weight.detach().sign() for name, weight in weights.items()} if training.same_sign else {}
+        handle = masks.hold(network, optimizer)
+        # The steps come first: an endless stream would be asked for a batch that nobody takes.
+        for step, (x, y) in zip(range(1, training.steps + 1), stream(), strict=False):
+            with autocast(precision, device):
+                output = network(x.to(device))
+            loss = loss_fn(output.float(), y.to(device))
+            for group in optimizer.param_groups:
+                group["lr"] = training.rate(step - 1)
+            optimizer.zero_grad()
+            loss.backward()
+            recent.add()
+            optimizer.step()
+            _put_back(weights, signs)
+            if step not in due and step != training.steps:
+                continue
+            if not bool(loss.detach().isfinite()):
+                raise DivergedError(
+                    f"{training.owner}'s loss is {float(loss.detach())} at step {step} of {training.steps}: "
+                    f"lower its option lr ({training.lr})"
+                )
+            if due.get(step, masks.kept) < masks.kept:
+                ruled = _ruled(rule, layers, weights, recent, masks)
+                left = select(ruled, layers, due[step], budget=budget, within=masks)
+                _settle(scores, ruled, masks, left, prunings)
+                masks, prunings = left, prunings + 1
+                handle.remove()
+                handle = masks.hold(network, optimizer)
+    ruled = _ruled(rule, layers, weights, recent, masks)
+    nothing = Masks({name: torch.zeros_like(mask) for name, mask in masks.items()})
+    _settle(scores, ruled, masks, nothing, prunings)
+    return scores
+
+
+class _Recent:
+    """The root mean square of each weight's gradient over the last batches, without the start's bias towards zero."""
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], memory: float | None) -> None:
+        self._weights = weights
+        self._memory = memory
+        self._squares = {} if memory is None else {name: torch.zeros_like(w) for name, w in weights.items()}
+        self._unseen = 1.0  # weight of the zeros that the average began with
+
+    @torch.no_grad()
+    def add(self) -> None:
+        if self._memory is None:
+            return
+        self._unseen *= self._memory
+        for name, square in self._squares.items():
+            gradient = self._weights[name].grad
+            if gradient is not None:
+                square.mul_(self._memory).addcmul_(gradient, gradient, value=1 - self._memory)
+
+    def values(self) -> Scores:
+        return {name: (square / max(1 - self._unseen, 1e-12)).sqrt() for name, square in self._squares.items()}
+
+
+@torch.no_grad()
+def _ruled(
+    rule: Rule, layers: Sequence[Layer], weights: Mapping[str, nn.Parameter], recent: _Recent, masks: Masks
+) -> Scores:
+    """The rule's scores in float32, squeezed into [0, 1/2] by one linear map for the network."""
+    now = {name: weight.detach() for name, weight in weights.items()}
+    found = {name: score.float() for name, score in rule(Moment(layers, now, recent.values(), masks)).items()}
+    low = min(0.0, *(float(score.min()) for score in found.values()))
+    high = max(float(score.max()) for score in found.values())
+    return {name: (score - low) / (2 * (high - low)) if high > low else score - low for name, score in found.items()}
+
+
+def _settle(scores: Scores, ruled: Scores, before: Masks, after: Masks, prunings: int) -> None:
+    """Write down how long those weights survived that are in ``before`` and not in ``after``."""
+    for name, score in scores.items():
+        gone = before[name] & ~after[name]
+        score[gone] = prunings + ruled[name][gone]
+
+
+@torch.no_grad()
+def _put_back(weights: Mapping[str, nn.Parameter], signs: Mapping[str, Tensor]) -> None:
+    """Weights whose sign is no longer that of ``signs`` become zero; one that began at zero is free."""
+    for name, sign in signs.items():
+        weights[name].masked_fill_(weights[name] * sign < 0, 0.0)
+
+
+def _of_counts(counts: Mapping[str, int], layers: Sequence[Layer], keep: int) -> Allocation:
+    return following(np.array([counts[layer.name] / layer.size for layer in layers]), keep / total_weights(layers))
