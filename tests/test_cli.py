@@ -247,6 +247,20 @@ def test_prune_with_the_default_scorer(tmp_path: Path, capsys: Capture) -> None:
     assert summary["kept"] == round(0.02 * summary["total"])
 
 
+def test_steps_buy_a_mask_and_the_summary_says_what_it_cost(tmp_path: Path, capsys: Capture) -> None:
+    method = ("--method", "scout", "--sparsity", "0.5", "--score-images", "64")
+    result = call(capsys, "prune", *TINY, *method, "--steps", "3", "--out", tmp_path / "pruned")
+    assert result.status == 0, result.err
+    assert "from 384 images" in result.out  # three batches of 128
+    summary = summary_of(tmp_path / "pruned")
+    assert (summary["options"], summary["images"]) == ({"steps": 3}, 384)
+    twice = call(capsys, "prune", *TINY, *method, "--steps", "3", "--method-arg", "steps=4", "--out", tmp_path / "not")
+    assert "'steps' is given twice" in error_of(twice)
+    none = call(capsys, "prune", *TINY, "--method", "snip", "--steps", "3", "--out", tmp_path / "not")
+    assert "unknown option of snip 'steps'" in error_of(none)
+    assert not (tmp_path / "not").exists()
+
+
 def test_a_collapsed_network_is_warned_about(tmp_path: Path, capsys: Capture) -> None:
     arguments = ["prune", *TINY, "--method", "magnitude", "--sparsity", 0.998, "--score-images", 128]
     result = call(capsys, *arguments, "--out", tmp_path / "loose")

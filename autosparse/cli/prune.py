@@ -59,6 +59,14 @@ def prune_command(
         ),
     ] = "autos",
     method_arg: MethodArgOption = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Batches to train a copy on before the mask is final, for methods that do so: more buy a better mask.",
+            show_default="the method's own",
+        ),
+    ] = None,
     scorer: ScorerOption = None,
     budget: BudgetOption = None,
     granularity: GranularityOption = "weights",
@@ -85,7 +93,7 @@ def prune_command(
     settings = prune_settings(
         method,
         sparsity,
-        method_arg,
+        [*(method_arg or []), *([] if steps is None else [f"steps={steps}"])],
         granularity,
         at_init=True,
         budget=budget,
@@ -110,7 +118,9 @@ def prune_command(
         f"{model}: kept {summary.kept:,} of {summary.total:,} weights ({summary.density:.4%}) by {by}, "
         + ("" if summary.granularity != "weights" else f"{summary.budget} budget, ")
         + (f"sanity check {summary.sanity}, " if summary.sanity else "")
-        + f"in {summary.seconds:.1f} s\nwrote {out}\n"
+        + f"in {summary.seconds:.1f} s"
+        + (f", from {summary.images:,} images" if summary.images else "")
+        + f"\nwrote {out}\n"
         f"next: {next_training(out, model)}",
         highlight=False,
         soft_wrap=True,
