@@ -12,12 +12,16 @@ Feature sets:
 ``scale-free``
     Ratios that mean the same in every architecture, with the layer's context. With σ the standard deviation of a
     layer's weights and ρ the root mean square of its gradients, z = w/σ and h = g/ρ.
+``state``
+    What can be seen at any moment, of a network in training as well as at initialisation, dense or sparse: logarithms
+    of ratios to what is left of the whole network. With σ and ρ the root mean squares of the weights and gradients that
+    are left anywhere, z = w/σ and h = g/ρ; gradients may be root mean squares over batches, as signs play no role.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +63,21 @@ FEATURE_SETS: dict[str, FeatureSet] = {
             "log gradient scale / network's",
         ),
     ),
+    "state": FeatureSet(
+        weight=("log|z|", "log|h|"),
+        out_channel=("log out share",),
+        in_channel=("log in share",),
+        layer=(
+            "log fan-in",
+            "log fan-out",
+            "relative depth",
+            "kernel size",
+            "log share of weights",
+            "log gradient scale / network's",
+            "log weight scale / network's",
+            "log density / network's",
+        ),
+    ),
 }
 
 
@@ -95,11 +114,10 @@ class LayerFeatures:
         widths = [len(level) for level in (spec.weight, spec.out_channel, spec.in_channel)]
         columns = self.weight.new_empty(sum(widths), stop - start, *self.weight.shape[1:])
         by_weight, by_out, by_in = columns.split(widths)
-        z = torch.mul(self.weight[start:stop], self.weight_scale, out=by_weight[0])
-        h = torch.mul(self.gradient[start:stop], self.gradient_scale, out=by_weight[1])
-        if len(by_weight) > 2:
-            torch.abs(by_weight[:2], out=by_weight[2:4]).clamp_(min=LOG_FLOOR).log_()
-            torch.mul(z, h, out=by_weight[4])
+        for name, column in zip(spec.weight, by_weight, strict=True):
+            _SPELLED[name](
+                self.weight[start:stop], self.weight_scale, self.gradient[start:stop], self.gradient_scale, column
+            )
         by_out.copy_(self.out_channel[start:stop].T[:, :, None, None])
         by_in.copy_(self.in_channel.T[:, None, :, None])
         return columns
@@ -110,7 +128,27 @@ class LayerFeatures:
         return torch.cat([columns.T, self.layer.expand(columns.shape[1], -1)], dim=1)
 
 
-def _inverse(scale: Tensor) -> float:
+def _ratio(values: Tensor, scale: float, out: Tensor) -> None:
+    torch.mul(values, scale, out=out)
+
+
+def _log_ratio(values: Tensor, scale: float, out: Tensor) -> None:
+    torch.mul(values, scale, out=out).abs_().clamp_(min=LOG_FLOOR).log_()
+
+
+#: How a weight-level feature is computed from weights w and gradients g with their scales, in place.
+_SPELLED: Mapping[str, Callable[[Tensor, float, Tensor, float, Tensor], object]] = {
+    "w": lambda w, to_z, g, to_h, out: _ratio(w, to_z, out),
+    "z": lambda w, to_z, g, to_h, out: _ratio(w, to_z, out),
+    "g": lambda w, to_z, g, to_h, out: _ratio(g, to_h, out),
+    "h": lambda w, to_z, g, to_h, out: _ratio(g, to_h, out),
+    "log|z|": lambda w, to_z, g, to_h, out: _log_ratio(w, to_z, out),
+    "log|h|": lambda w, to_z, g, to_h, out: _log_ratio(g, to_h, out),
+    "z*h": lambda w, to_z, g, to_h, out: torch.mul(w, to_z, out=out).mul_(g).mul_(to_h),
+}
+
+
+def _inverse(scale: Tensor | float) -> float:
     """1 / scale, and 1 for a layer without any spread (all its ratios are then zero anyway)."""
     value = float(scale)
     return 1 / value if value > 0 and math.isfinite(value) else 1.0
@@ -121,26 +159,39 @@ def _channel_means(values: Tensor, scale: float, dim: tuple[int, int]) -> Tensor
 
 
 class NetworkFeatures:
-    """Features of every prunable layer of one network, from its initial weights and gradients.
+    """Features of every prunable layer of one network, from its weights and gradients.
 
     Args:
         name: a key of :data:`FEATURE_SETS`.
         layers: the layers, in order.
         weights, gradients: one tensor a layer, of the layer's shape, on one device. Gradients are means over images of
             the mean cross-entropy, so that their scale does not depend on how many images were used.
+        masks: what is left, for ``state``: bool tensors a layer; by default everything. Removed weights are zero.
     """
 
     def __init__(
-        self, name: str, layers: Sequence[Layer], weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+        self,
+        name: str,
+        layers: Sequence[Layer],
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.name = name
         self.spec = feature_set(name)
         self.layers = list(layers)
         self._weights = weights
         self._gradients = gradients
+        self._masks = masks = masks if name == "state" else None
         self._total = total_weights(layers)
-        norms = (float(torch.linalg.vector_norm(gradients[layer.name].detach().float())) for layer in layers)
-        self._network_rms = math.sqrt(sum(norm**2 for norm in norms) / self._total)
+        self._left = self._total
+        if masks is None:
+            self._network_rms = _rms(gradients, layers, self._total)
+        else:
+            self._left = sum(int(masks[layer.name].sum()) for layer in layers)
+            left = {layer.name: gradients[layer.name] * masks[layer.name] for layer in layers}
+            self._network_rms = _rms(left, layers, self._left)
+        self._weight_rms = _rms(weights, layers, self._left) if name == "state" else 0.0
 
     @torch.no_grad()
     def layer(self, layer: Layer) -> LayerFeatures:
@@ -154,6 +205,8 @@ class NetworkFeatures:
                 self.spec, layer.shape, weight, gradient, 1.0, 1.0,
                 empty(layer.shape[0], 0), empty(layer.shape[1], 0), empty(0),
             )  # fmt: skip
+        if self.name == "state":
+            return self._state(layer, weight, gradient)
         gradient_rms = gradient.square().mean().sqrt()
         to_z, to_h = _inverse(weight.std(correction=0)), _inverse(gradient_rms)
         out_dims, in_dims = (1, 2), (0, 2)
@@ -169,13 +222,53 @@ class NetworkFeatures:
             weight.new_tensor(self._layer_context(layer, float(gradient_rms))),
         )
 
+    def _state(self, layer: Layer, weight: Tensor, gradient: Tensor) -> LayerFeatures:
+        masks = self._masks
+        mask = torch.ones_like(weight) if masks is None else masks[layer.name].reshape(weight.shape).to(weight)
+        left = int(mask.sum())
+        scales = [
+            math.sqrt(float((values * mask).square().sum()) / left) if left else 0.0 for values in (weight, gradient)
+        ]
+        context = [
+            *self._layer_context(layer, scales[1]),
+            _log_share(scales[0], self._weight_rms),
+            _log_share(left / layer.size, self._left / self._total),
+        ]
+        return LayerFeatures(
+            self.spec,
+            layer.shape,
+            weight,
+            gradient,
+            _inverse(self._weight_rms),
+            _inverse(self._network_rms),
+            _log_channel_share(mask, (1, 2)),
+            _log_channel_share(mask, (0, 2)),
+            weight.new_tensor(context),
+        )
+
     def _layer_context(self, layer: Layer, gradient_rms: float) -> list[float]:
-        ratio = gradient_rms / self._network_rms if self._network_rms > 0 else 1.0
         return [
             math.log(layer.fan_in),
             math.log(layer.fan_out),
             layer.depth / max(1, len(self.layers) - 1),
             math.sqrt(layer.taps),
             math.log(layer.size / self._total),
-            math.log(max(ratio, LOG_FLOOR)),
+            _log_share(gradient_rms, self._network_rms),
         ]
+
+
+def _rms(tensors: Mapping[str, Tensor], layers: Sequence[Layer], count: int) -> float:
+    """The root mean square of all values of ``tensors``, ``count`` of which can be other than zero."""
+    norms = (float(torch.linalg.vector_norm(tensors[layer.name].detach().float())) for layer in layers)
+    return math.sqrt(sum(norm**2 for norm in norms) / max(1, count))
+
+
+def _log_share(value: float, whole: float) -> float:
+    """log(value / whole) with a floor; 0 where the whole is nothing."""
+    return math.log(max(value / whole, LOG_FLOOR)) if whole > 0 else 0.0
+
+
+def _log_channel_share(mask: Tensor, dims: tuple[int, int]) -> Tensor:
+    """What is left of each channel, in multiples of the layer's mean channel plus a tenth, as a logarithm [n, 1]."""
+    left = mask.sum(dim=dims)
+    return (left / left.mean().clamp(min=1e-12) + 0.1).log().unsqueeze(1)

@@ -190,7 +190,9 @@ def test_no_batches_and_a_loss_that_is_not_finite_are_refused(chain: Net) -> Non
 def test_a_missing_ingredient_is_named(
     name: str, missing: str, conv_net: Net, two_batches: list[Batch], scorer: Scorer
 ) -> None:
-    given = {"batches": two_batches, "loss_fn": F.cross_entropy, "generator": generator(0), "scorer": scorer}
+    given = {
+        "batches": two_batches, "loss_fn": F.cross_entropy, "generator": generator(0), "scorer": scorer, "keep": 10,
+    }  # fmt: skip
     given[missing] = None
     with pytest.raises(AutoSparseError, match=f"criterion '{name}' needs {missing}, which was not given"):
         score(name, conv_net(), **given)  # type: ignore[arg-type]

@@ -99,13 +99,60 @@ def test_rows_are_in_storage_order_and_ranges_are_slices(name: str) -> None:
         whole = features.matrix()
         assert whole.shape == (layer.size, len(feature_set(name).names))
         flat = weights[layer.name].flatten()
-        scale = 1.0 if name == "paper" else float(flat.std(correction=0))
-        assert torch.allclose(whole[:, 0] * scale, flat)
+        if name == "state":
+            everything = torch.cat([weights[layer.name].flatten() for layer in LAYERS])
+            assert torch.allclose(whole[:, 0].exp() * everything.square().mean().sqrt(), flat.abs(), atol=1e-5)
+        else:
+            scale = 1.0 if name == "paper" else float(flat.std(correction=0))
+            assert torch.allclose(whole[:, 0] * scale, flat)
         per_channel = layer.size // layer.shape[0]
         for start in range(layer.shape[0]):
             for stop in range(start + 1, layer.shape[0] + 1):
                 part = features.matrix(start, stop)
                 assert torch.equal(part, whole[start * per_channel : stop * per_channel])
+
+
+def test_state_features_by_hand() -> None:
+    weights, gradients = tensors()
+    masks = {layer.name: torch.ones(layer.shape, dtype=torch.bool) for layer in LAYERS}
+    masks["a"] = torch.tensor([[True, False], [True, True]]).reshape(2, 2, 1, 1)
+    masks["b"] = torch.zeros(3, 4, dtype=torch.bool)
+    weights = {name: value * masks[name] for name, value in weights.items()}
+    rows = NetworkFeatures("state", LAYERS, weights, gradients, masks).layer(LAYERS[0]).matrix()
+    c_w, c_g = (float(values["c"].double().square().sum()) for values in (weights, gradients))
+    left = 3 + 36
+    sigma = math.sqrt((1 + 9 + 9 + c_w) / left)
+    rho = math.sqrt((0 + 4 + 0 + c_g) / left)  # the gradient 2 of a removed weight does not count
+    first = dict(zip(FEATURE_SETS["state"].names, rows[2].tolist(), strict=True))  # the weight 3 with gradient -2
+    expected = {
+        "log|z|": math.log(3 / sigma),
+        "log|h|": math.log(2 / rho),
+        "log out share": math.log(2 / 1.5 + 0.1),  # 1 and 2 are left of the output channels
+        "log in share": math.log(2 / 1.5 + 0.1),  # 2 and 1 of the input channels
+        "log fan-in": math.log(2),
+        "log fan-out": math.log(2),
+        "relative depth": 0.0,
+        "kernel size": 1.0,
+        "log share of weights": math.log(4 / 52),
+        "log gradient scale / network's": math.log(math.sqrt(4 / 3) / rho),
+        "log weight scale / network's": math.log(math.sqrt(19 / 3) / sigma),
+        "log density / network's": math.log((3 / 4) / (left / 52)),
+    }
+    assert first == pytest.approx(expected, abs=1e-5)
+
+
+def test_state_features_of_a_layer_with_nothing_left_are_finite() -> None:
+    weights, gradients = tensors()
+    masks = {layer.name: torch.ones(layer.shape, dtype=torch.bool) for layer in LAYERS}
+    masks["b"] = torch.zeros(3, 4, dtype=torch.bool)
+    weights["b"] = torch.zeros(3, 4)
+    rows = NetworkFeatures("state", LAYERS, weights, gradients, masks).layer(LAYERS[1]).matrix()
+    assert rows.isfinite().all()
+    everything = NetworkFeatures("state", LAYERS, tensors()[0], gradients)
+    whole = {layer.name: torch.ones(layer.shape, dtype=torch.bool) for layer in LAYERS}
+    same = NetworkFeatures("state", LAYERS, tensors()[0], gradients, whole)
+    for layer in LAYERS:
+        assert torch.allclose(everything.layer(layer).matrix(), same.layer(layer).matrix(), atol=1e-6)
 
 
 def test_channels_last_weights_have_the_same_features() -> None:

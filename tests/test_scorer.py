@@ -48,14 +48,15 @@ def network_features(name: str, layers: list[Layer] = LAYERS, seed: int = 0) -> 
 # Evaluation ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("network_name", ["mlp", "linear"])
 @pytest.mark.parametrize("features", list(FEATURE_SETS))
 @pytest.mark.parametrize("chunk", [1, 100, 16_384])
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
 def test_the_fast_path_equals_the_plain_one(
-    features: str, chunk: int, layer: Layer, monkeypatch: pytest.MonkeyPatch
+    features: str, chunk: int, layer: Layer, network_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(network, "CHUNK", chunk)  # output channels at a time: one, several, all
-    scorer = random_scorer(features).eval()
+    scorer = random_scorer(features, network_name).eval()
     rows = network_features(features).layer(layer)
     found = scorer.score(rows)
     with torch.no_grad():
@@ -133,7 +134,7 @@ def test_pretrained_scorers_go_by_name(tmp_path: Path, monkeypatch: pytest.Monke
         ({"features": "quantum", "network": "mlp"}, r"feature set 'quantum'.*known: paper, scale-free"),
         ({"network": "mlp"}, r"feature set None.*known: paper, scale-free"),
         ({"features": ["paper"], "network": "mlp"}, "feature set"),
-        ({"features": "paper", "network": "gpt"}, r"scorer network 'gpt'.*known: cnn, mlp"),
+        ({"features": "paper", "network": "gpt"}, r"scorer network 'gpt'.*known: cnn, linear, mlp"),
         ({"features": "paper", "network": None}, "scorer network None"),
         ({"features": "paper", "network": "mlp"}, r"does not hold the 2-feature 'mlp' scorer"),
     ],

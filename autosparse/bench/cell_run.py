@@ -154,7 +154,7 @@ def _known(
         folder = shared.folder / f"{digest(facts)}.rounds"
         folder.parent.mkdir(parents=True, exist_ok=True)
         return Known(rounds=folder)
-    if isinstance(recipe.when, AtInit) and "gradients" in CRITERIA.get(recipe.criterion).needs:
+    if isinstance(recipe.when, AtInit) and CRITERIA.get(recipe.criterion).looks_at_gradients:
         return _gradients(cell, network, settings, data, shared, device)
     return Known()
 

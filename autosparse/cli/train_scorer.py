@@ -28,8 +28,14 @@ def train_scorer_command(
         typer.Argument(metavar="FILE", help="HDF5 files of 'autosparse generate'; all their runs are used."),
     ],
     out: Annotated[Path, typer.Option(help="NAME.safetensors to write; the card goes to NAME.json.")],
-    features: Annotated[str, typer.Option(help="Feature set: scale-free, or paper (as published).")] = "scale-free",
-    network: Annotated[str, typer.Option(help="mlp (small and fast), or cnn (as published).")] = "mlp",
+    features: Annotated[
+        str,
+        typer.Option(
+            help="Feature set: scale-free; state (at any moment of a training, so that the scorer can guide --steps); "
+            "or paper (as published)."
+        ),
+    ] = "scale-free",
+    network: Annotated[str, typer.Option(help="linear, mlp (small and fast), or cnn (as published).")] = "mlp",
     holdout: Annotated[
         str, typer.Option(help="What is held out to measure on: run, layer, or auto (runs if there are several).")
     ] = "auto",

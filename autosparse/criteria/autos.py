@@ -1,20 +1,83 @@
-from collections.abc import Mapping
+from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
 from torch import Tensor, nn
 
-from autosparse.criteria.base import Scores, criterion
+from autosparse.criteria.base import Scores, Stream, criterion
+from autosparse.criteria.gradients import LossFn
+from autosparse.criteria.short_training import Moment, ShortTraining, survival
+from autosparse.errors import AutoSparseError
 from autosparse.features import NetworkFeatures
-from autosparse.layers import layers_of, prunable
+from autosparse.layers import Layer, layers_of, prunable
+from autosparse.masks import Masks
 from autosparse.scorer.network import Scorer
+
+#: Features that can be computed at any moment of a training, not only at initialisation.
+_AT_ANY_MOMENT = "state"
 
 
 @criterion("autos", paper="Liu et al. 2024, arXiv 2408.14757 (AutoSparse)")
-def autos(model: nn.Module, gradients: Mapping[str, Tensor], scorer: Scorer) -> Scores:
+def autos(
+    model: nn.Module,
+    measure_gradients: Callable[[], Mapping[str, Tensor]],
+    stream: Stream,
+    loss_fn: LossFn,
+    keep: int,
+    counts: Mapping[str, int] | None,
+    masks: Masks,
+    generator: torch.Generator,
+    scorer: Scorer,
+    *,
+    steps: int = 0,
+    updates: int = 50,
+    until: float = 0.8,
+    lr: float = 0.1,
+    memory: float = 0.95,
+) -> Scores:
     """Survival in iterative rewind pruning, as a learned scorer predicts it.
 
-    The scorer sees a weight's initial features. Scores are its logits: the order of the predicted survivals, without
-    the ties that a float32 sigmoid makes near 1.
+    Without ``steps`` the scorer sees the initial features of each weight, and scores are its logits: the order of the
+    predicted survivals, without the ties that a float32 sigmoid makes near 1.
+
+    With them it guides a short training of a copy (:mod:`autosparse.criteria.short_training`): again and again it sees
+    the copy's weights, the root mean squares of their gradients and what is left, and the lowest logits go. Scores
+    count the prunings that a weight survived. This needs a scorer of the feature set ``state``.
+
+    Args:
+        steps: batches of the training; more buy a better mask.
+        updates, until, lr: as in :class:`~autosparse.criteria.short_training.ShortTraining`.
+        memory: decay a step of the moving average of squared gradients.
+
+    Raises:
+        AutoSparseError: an option out of range, or a scorer that knows initial weights only. DivergedError: a loss is
+        not finite.
     """
-    layers = layers_of(model)
-    features = NetworkFeatures(scorer.feature_set, layers, prunable(model), gradients)
+    if steps == 0:
+        return logits(scorer, layers_of(model), prunable(model), measure_gradients(), masks)
+    if scorer.feature_set != _AT_ANY_MOMENT:
+        raise AutoSparseError(
+            f"the scorer looks at '{scorer.feature_set}' features, which are those of initial weights: it cannot guide "
+            f"a training; leave steps out, or give a scorer of the feature set '{_AT_ANY_MOMENT}'"
+        )
+    training = ShortTraining(
+        "autos", steps, updates, until, lr, momentum=0.9, weight_decay=5e-4, same_sign=True, memory=memory
+    )
+
+    def rule(moment: Moment) -> Scores:
+        return logits(scorer, moment.layers, moment.weights, moment.gradients, moment.masks)
+
+    return survival(training, rule, model, stream, loss_fn, keep, counts, masks, generator)
+
+
+def logits(
+    scorer: Scorer,
+    layers: Sequence[Layer],
+    weights: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    masks: Masks | None = None,
+) -> Scores:
+    """The scorer's outputs; arguments as for :class:`~autosparse.features.NetworkFeatures`."""
+    features = NetworkFeatures(scorer.feature_set, layers, weights, gradients, masks)
     return {layer.name: scorer.score(features.layer(layer)).to(gradients[layer.name].device) for layer in layers}

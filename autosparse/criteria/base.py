@@ -10,6 +10,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -34,6 +35,7 @@ INGREDIENTS: Mapping[str, str] = {
     "stream": "a function: batches to train on without end, augmented where the images are, from the start each time",
     "loss_fn": "loss_fn(output, labels), a mean over its batch",
     "gradients": "the mean gradient of the loss over the batches at the current weights, a tensor a layer",
+    "measure_gradients": "a function that gives `gradients`, for criteria that do not always look at them",
     "example": "one image [1, ...] of the batches",
     "dense": "the weights before anything was removed, a tensor a layer",
     "masks": "what earlier rounds left, all True in the first",
@@ -42,7 +44,7 @@ INGREDIENTS: Mapping[str, str] = {
     "generator": "a CPU torch.Generator",
     "scorer": "a learned scorer",
 }
-_FROM_DATA = frozenset({"batches", "stream", "gradients", "example"})
+_FROM_DATA = frozenset({"batches", "stream", "gradients", "measure_gradients", "example"})
 
 
 def fits(value: object, default: Option) -> bool:
@@ -65,6 +67,11 @@ class Criterion(Generic[S]):
     def summary(self) -> str:
         """The first line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    @property
+    def looks_at_gradients(self) -> bool:
+        """Whether the mean gradient at the given weights may be asked for."""
+        return bool(self.needs & {"gradients", "measure_gradients"})
 
     @property
     def needs_data(self) -> bool:
@@ -164,6 +171,9 @@ class Ingredients:
             return lambda: itertools.cycle(batches)
         if name == "gradients" and self.gradients is None and self._batches() and self.loss_fn:
             return mean_gradient(self.model, self._batches() or [], self.loss_fn)
+        if name == "measure_gradients":
+            known = self.gradients is not None or (self._batches() and self.loss_fn)
+            return partial(self.get, "gradients") if known else None
         if name == "example":
             batches = self._batches()
             return batches[0][0][:1].to(next(iter(prunable(self.model).values())).device) if batches else None
@@ -219,4 +229,6 @@ def _source(need: str, ingredients: Ingredients) -> str:
         return need
     if ingredients.batches is None:
         return "batches"
-    return "loss_fn" if need == "gradients" and ingredients.loss_fn is None else "a batch of images"
+    return (
+        "loss_fn" if need in ("gradients", "measure_gradients") and ingredients.loss_fn is None else "a batch of images"
+    )

@@ -84,6 +84,7 @@ class ShortTraining:
             "lr": (0 < self.lr < math.inf, "a positive number"),
             "momentum": (0 <= self.momentum < 1, "a number in [0, 1)"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
+            "memory": (self.memory is None or 0 <= self.memory < 1, "a number in [0, 1)"),
         }
         for name, (fits, wanted) in ranges.items():
             if not fits:

@@ -29,7 +29,7 @@ class FitConfig:
     """How a scorer is fitted.
 
     Args:
-        features: feature set. network: ``mlp`` or ``cnn``.
+        features: feature set. network: ``linear``, ``mlp`` or ``cnn``.
         epochs, batch_size, lr: of Adam on the mean squared error of predicted survival, as published.
         holdout: groups that are held out together: whole runs or whole layers; ``auto`` takes runs when there are
             several. Single weights are never split: neighbours share channel and layer features.
@@ -165,7 +165,7 @@ def _fit(data: Examples, rows: np.ndarray, config: FitConfig, progress: Progress
 @torch.no_grad()
 def predict(scorer: Scorer, x: Tensor) -> np.ndarray:
     """Predicted survival in [0, 1] of feature rows."""
-    size = 65_536 if scorer.network_name == "mlp" else 256
+    size = 256 if scorer.network_name == "cnn" else 65_536
     return torch.cat([scorer(part).sigmoid() for part in x.split(size)]).numpy()
 
 

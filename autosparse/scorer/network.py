@@ -19,6 +19,24 @@ CHUNK = 32_768
 NETWORKS: Registry[Callable[[int], nn.Module]] = Registry("scorer network")
 
 
+class Linear(nn.Module):
+    """A weighted sum of the features: ``[n, features]`` to logits ``[n]``."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.sum = nn.Linear(features, 1)
+
+    @property
+    def first(self) -> nn.Linear:
+        return self.sum
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.sum(x))
+
+    def tail(self, first: Tensor) -> Tensor:
+        return first.squeeze(1)
+
+
 class MLP(nn.Module):
     """Two hidden layers of 32 units with ReLU: ``[n, features]`` to logits ``[n]``."""
 
@@ -64,6 +82,7 @@ class PublishedCNN(nn.Module):
         return self.image_network(self.embed(x).reshape(-1, 3, 32, 32)).squeeze(1)
 
 
+NETWORKS.add("linear", Linear)
 NETWORKS.add("mlp", MLP)
 NETWORKS.add("cnn", PublishedCNN)
 
@@ -72,8 +91,8 @@ class Scorer(nn.Module):
     """A network over normalised features whose sigmoid is the predicted survival in [0, 1].
 
     Args:
-        features: name of the feature set (``paper`` or ``scale-free``).
-        network: name of the network (``mlp`` or ``cnn``).
+        features: name of the feature set (``paper``, ``scale-free`` or ``state``).
+        network: name of the network (``linear``, ``mlp`` or ``cnn``).
     """
 
     mean: Tensor
@@ -114,7 +133,7 @@ class Scorer(nn.Module):
         self.eval()
         self.to(features.weight.device)
         try:
-            if isinstance(self.network, MLP):
+            if isinstance(self.network, MLP | Linear):
                 return self._score_folded(features, self.network)
             rows = max(1, 256 // (features.weight.shape[1] * features.weight.shape[2]))
             chunks = [
@@ -127,10 +146,10 @@ class Scorer(nn.Module):
         finally:
             self.train(training)
 
-    def _score_folded(self, features: LayerFeatures, network: MLP) -> Tensor:
-        matrix = network.input.weight / self.std  # normalisation folded into the first layer
+    def _score_folded(self, features: LayerFeatures, network: MLP | Linear) -> Tensor:
+        matrix = network.first.weight / self.std  # normalisation folded into the first layer
         inside, by_layer = matrix.tensor_split([matrix.shape[1] - len(features.layer)], dim=1)
-        bias = network.input.bias - matrix @ self.mean + by_layer @ features.layer
+        bias = network.first.bias - matrix @ self.mean + by_layer @ features.layer
         channels, inputs, taps = features.weight.shape
         scores = features.weight.new_empty(channels, inputs * taps)
         rows = max(1, CHUNK // (inputs * taps))

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from autosparse import prune
 from autosparse.criteria import mean_gradient, score
-from autosparse.features import NetworkFeatures
+from autosparse.errors import AutoSparseError
+from autosparse.features import NetworkFeatures, feature_set
 from autosparse.layers import layers_of, prunable
-from autosparse.scorer.network import Scorer
+from autosparse.models import seeded_model
+from autosparse.scorer.network import Linear, Scorer
 from autosparse.seeding import global_stream
 
 Net = Callable[..., nn.Module]
+#: What a search would need; scores of initial features do not look at it.
+REST: dict[str, Any] = {"keep": 1, "generator": torch.Generator()}
 
 
 @pytest.fixture
@@ -27,7 +33,7 @@ def scorer() -> Scorer:
 def test_scores_are_the_scorers_logits(chain: Net, scorer: Scorer) -> None:
     model = chain(6, 5, 4)
     x, y = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
-    found = score("autos", model, batches=[(x, y)], loss_fn=F.cross_entropy, scorer=scorer)
+    found = score("autos", model, batches=[(x, y)], loss_fn=F.cross_entropy, scorer=scorer, **REST)
     gradients = mean_gradient(model, [(x, y)], F.cross_entropy)
     features = NetworkFeatures("scale-free", layers_of(model), prunable(model), gradients)
     for layer in layers_of(model):
@@ -40,7 +46,76 @@ def test_scores_do_not_depend_on_how_images_are_grouped(chain: Net, scorer: Scor
     x, y = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
     model = chain(6, 5, 4)
     whole, pieces = (
-        score("autos", model, batches=batches, loss_fn=F.cross_entropy, scorer=scorer)
+        score("autos", model, batches=batches, loss_fn=F.cross_entropy, scorer=scorer, **REST)
         for batches in ([(x, y)], [(x[:5], y[:5]), (x[5:], y[5:])])
     )
     assert all(torch.allclose(whole[name], pieces[name], atol=1e-4) for name in whole)
+
+
+def state_scorer(**slopes: float) -> Scorer:
+    """Logits are the sum of ``slopes`` times ``state`` features."""
+    scorer = Scorer("state", "linear")
+    with torch.no_grad():
+        assert isinstance(scorer.network, Linear)
+        scorer.network.first.weight.zero_()
+        scorer.network.first.bias.zero_()
+        for name, slope in slopes.items():
+            scorer.network.first.weight[0, feature_set("state").names.index(name)] = slope
+    return scorer.eval()
+
+
+def images() -> list[tuple[Tensor, Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    return [(torch.randn(8, 3, 8, 8, generator=draw), torch.arange(8) % 10) for _ in range(3)]
+
+
+def pruned_by(method: str, scorer: Scorer | None = None, **options: Any) -> dict[str, Tensor]:
+    model = seeded_model("resnet20", seed=0, num_classes=10, width=0.25)
+    return dict(prune(model, images(), sparsity=0.9, method=method, scorer=scorer, options=options).masks)
+
+
+def test_a_scorer_that_knows_magnitude_only_guides_as_scout_does() -> None:
+    guided = pruned_by("autos", state_scorer(**{"log|z|": 1.0}), steps=6, updates=3)
+    plain = pruned_by("scout", steps=6, updates=3)
+    # The same steps, draws and prunings: seeded by the criterion's name, of which this network has no use.
+    assert all(torch.equal(guided[name], plain[name]) for name in plain)
+
+
+def test_the_gradients_of_the_copy_play_their_part() -> None:
+    without = pruned_by("autos", state_scorer(**{"log|z|": 1.0}), steps=6, updates=3)
+    with_them = pruned_by("autos", state_scorer(**{"log|z|": 1.0, "log|h|": 1.0}), steps=6, updates=3)
+    assert any(not torch.equal(without[name], with_them[name]) for name in without)
+
+
+def test_a_scorer_can_compare_weights_within_their_layers() -> None:
+    relative = pruned_by("autos", state_scorer(**{"log|z|": 1.0, "log weight scale / network's": -1.0}), steps=6)
+    assert all(bool(mask.any()) for mask in relative.values())
+    plain = pruned_by("autos", state_scorer(**{"log|z|": 1.0}), steps=6)
+    spread = [max(map(share, masks.values())) / min(map(share, masks.values())) for masks in (relative, plain)]
+    assert spread[0] < spread[1] / 2
+
+
+def share(mask: Tensor) -> float:
+    return (int(mask.sum()) + 1) / mask.numel()
+
+
+def test_rounds_without_steps_see_what_is_left() -> None:
+    scorer = state_scorer(**{"log|z|": 1.0, "log out share": 3.0})
+    once, again = pruned_by("autos", scorer), pruned_by("autos", scorer, rounds=5)
+    assert any(not torch.equal(once[name], again[name]) for name in once)
+
+    def channels(masks: dict[str, Tensor]) -> int:
+        return sum(int(mask.flatten(1).any(dim=1).sum()) for mask in masks.values())
+
+    assert channels(again) < channels(once)  # full channels attract: the others empty
+
+
+def test_a_scorer_of_initial_features_cannot_guide() -> None:
+    with pytest.raises(AutoSparseError, match="cannot guide a training; leave steps out"):
+        pruned_by("autos", Scorer("scale-free").eval(), steps=3)
+
+
+@pytest.mark.parametrize(("option", "value"), [("memory", 1.0), ("steps", -1), ("until", 0.0)])
+def test_options_out_of_range_are_named(option: str, value: float) -> None:
+    with pytest.raises(AutoSparseError, match=f"autos has {option} {value}: give"):
+        pruned_by("autos", state_scorer(), **{"steps": 3, option: value})

@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from autosparse.channels.criteria.aggregate import aggregate as channels_of
 from autosparse.channels.criteria.base import ChannelScores, channel_criterion
 from autosparse.channels.groups import Coupling
-from autosparse.criteria.autos import autos as of_weights
+from autosparse.criteria.autos import logits
 from autosparse.errors import UnknownNameError
+from autosparse.layers import layers_of, prunable
 from autosparse.scorer.network import Scorer
 
 _SCALES = ("survival", "logit")
@@ -42,7 +43,8 @@ def autos(
     """
     if scale not in _SCALES:
         raise UnknownNameError("scale of autos", scale, _SCALES)
-    scores = {name: logits.double() for name, logits in of_weights(model, gradients, scorer).items()}
+    found = logits(scorer, layers_of(model), prunable(model), gradients)
+    scores = {name: score.double() for name, score in found.items()}
     if scale == "survival":
-        scores = {name: logits.sigmoid() for name, logits in scores.items()}
+        scores = {name: score.sigmoid() for name, score in scores.items()}
     return channels_of(model, coupling, scores, aggregate, top_share=top_share, with_readers=with_readers)
