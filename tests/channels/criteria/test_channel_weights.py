@@ -115,7 +115,10 @@ def test_autos_is_the_sum_of_the_survivals_that_the_scorer_predicts() -> None:
     coupling = coupled(model)
     batches = [(x.float(), y) for x, y in images(4)]
     given: dict[str, Any] = {"batches": batches, "loss_fn": F.cross_entropy, "scorer": scorer}
-    search = {"keep": 1, "generator": torch.Generator()}  # of which scores of initial weights have no use
+    search: dict[str, Any] = {
+        "keep": 1,
+        "generator": torch.Generator(),
+    }  # of which scores of initial weights have no use
     logits = {name: values.double() for name, values in score("autos", model, **given, **search).items()}
     found = score_channels("autos", model, coupling, **given)
     survival = logits["inner.weight"].sigmoid().flatten(1).sum(1)
