@@ -27,7 +27,7 @@ from autosparse.granularity import Blocks, parse_granularity
 from autosparse.layers import Layer, layers_of, total_weights
 from autosparse.masks import Masks
 from autosparse.recipes import Recipe, recipe_of
-from autosparse.sanity import check_sanity, shuffled
+from autosparse.sanity import check_sanity, is_rearrangement, rearranged
 from autosparse.scorer.network import Scorer
 from autosparse.scorer.store import load_scorer
 from autosparse.seeding import derive_seed, generator, global_stream
@@ -126,7 +126,7 @@ class Request:
         granularity: ``weights``, or ``N:M``.
         min_layer_density: every layer keeps at least this fraction of its weights.
         keep_connected: every layer keeps a weight that lies on a path from input to output.
-        sanity: ``shuffle``, ``reinit`` or ``invert``; see :mod:`autosparse.sanity`.
+        sanity: a check of :mod:`autosparse.sanity`, such as ``shuffle``, ``reinit`` or ``invert``.
     """
 
     sparsity: float | None
@@ -153,7 +153,7 @@ class Request:
         self._check_fit(recipe)
         check_budget(self.budget or recipe.budget)
         blocks = parse_granularity(self.granularity)
-        check_sanity(self.sanity)
+        check_sanity(self.sanity, blocks)
         if self.sparsity is None and blocks is None:
             raise BudgetError("no sparsity was given: 0.98 keeps 2 % of the weights")
         if self.sparsity is not None:
@@ -180,8 +180,10 @@ class Request:
             "keep-connected": self.keep_connected or None,
             f"sanity {self.sanity}": self.sanity,
         }
+        # Whatever honours one way of moving the mask honours all of them.
+        kinds = {f"sanity {self.sanity}": "sanity shuffle"} if is_rearrangement(self.sanity) else {}
         for name, value in given.items():
-            if value is not None and not recipe.takes(name):
+            if value is not None and not recipe.takes(kinds.get(name, name)):
                 raise AutoSparseError(f"method '{self.method}', which prunes {recipe.moment}, takes no {name}")
 
 
@@ -288,8 +290,7 @@ def prune(
     if keep_connected and batches:
         path = path_of(model, masks, scores, batches[0][0])
         masks = select(scores, layers, keep, budget=rule, min_layer_density=min_layer_density, forced=path)
-    if sanity == "shuffle":
-        masks = shuffled(masks, layers, blocks, generator(seed, "shuffled masks"))
+    masks = rearranged(sanity, masks, layers, blocks, generator(seed, "shuffled masks"))
     connected, problems = problems_of(model, masks, batches)
     for problem in problems:
         warnings.warn(problem, CollapseWarning, stacklevel=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -19,7 +20,7 @@ from autosparse.layers import layers_of, prunable
 from autosparse.masks import Masks
 from autosparse.pruning import prune
 from autosparse.recipes import Recipe, list_methods, recipe_of
-from autosparse.sanity import shuffled
+from autosparse.sanity import rearranged, shuffled
 from autosparse.seeding import generator
 from autosparse.triggers.init import AtInit
 
@@ -243,6 +244,50 @@ class TestSanity:
         stream = generator(0, "shuffle")
         places = torch.stack([shuffled(masks, layers, None, stream)["weight"][0] for _ in range(2000)]).float().mean(0)
         assert places.tolist() == pytest.approx([0.25] * 4, abs=4 * math.sqrt(0.25 * 0.75 / 2000))
+
+    def test_what_each_rearrangement_keeps(self) -> None:
+        layers = layers_of(nn.Conv2d(12, 10, 3, bias=False))
+        masks = Masks({"weight": torch.rand(10, 12, 3, 3, generator=generator(1)) < 0.1})
+        counts: dict[str, Callable[[Tensor], Tensor]] = {
+            "outputs": lambda mask: mask.sum(dim=(1, 2, 3)),
+            "inputs": lambda mask: mask.sum(dim=(0, 2, 3)),
+            "kernels": lambda mask: mask.sum(dim=(2, 3)),
+            "taps by output": lambda mask: mask.sum(dim=1),
+        }
+        kept = {
+            "shuffle": set(),
+            "shuffle-taps": {"outputs", "inputs", "kernels"},
+            "shuffle-inputs": {"outputs"},
+            "shuffle-outputs": {"inputs"},
+            "rewire": {"outputs", "inputs", "taps by output"},
+        }
+        for name, expected in kept.items():
+            moved = rearranged(name, masks, layers, None, generator(2))["weight"]
+            found = {what for what, count in counts.items() if torch.equal(count(moved), count(masks["weight"]))}
+            assert found == expected, name
+            assert int(moved.sum()) == masks.kept
+            again = rearranged(name, masks, layers, None, generator(2))["weight"]
+            assert torch.equal(moved, again)
+
+    def test_rewiring_reaches_every_graph_of_the_same_degrees_alike(self) -> None:
+        layers = layers_of(nn.Linear(3, 3, bias=False))
+        masks = Masks({"weight": torch.eye(3, dtype=torch.bool)})  # 6 permutations have these degrees
+        stream = generator(0)
+        found = [tuple(rearranged("rewire", masks, layers, None, stream)["weight"].int().argmax(1).tolist())
+                 for _ in range(1200)]  # fmt: skip
+        shares = [found.count(permutation) / 1200 for permutation in itertools.permutations(range(3))]
+        assert shares == pytest.approx([1 / 6] * 6, abs=4 * math.sqrt(5 / 36 / 1200))
+
+    def test_a_full_or_an_empty_layer_stays(self) -> None:
+        layers = layers_of(nn.Linear(3, 3, bias=False))
+        for fill in (True, False):
+            masks = Masks({"weight": torch.full((3, 3), fill)})
+            for name in ("shuffle", "shuffle-taps", "shuffle-inputs", "shuffle-outputs", "rewire"):
+                assert torch.equal(rearranged(name, masks, layers, None, generator(0))["weight"], masks["weight"])
+
+    def test_only_a_shuffle_keeps_a_pattern(self, conv_net: Net) -> None:
+        with pytest.raises(AutoSparseError, match="rewire would break the N:M pattern: use shuffle"):
+            prune(conv_net(), method="magnitude", granularity="2:4", sanity="rewire")
 
     def test_inverting_keeps_the_smallest(self, chain: Net) -> None:
         model = chain(4, 4, 4)

@@ -96,7 +96,8 @@ KeepConnectedOption = Annotated[
 SanityOption = Annotated[
     str | None,
     typer.Option(
-        help="Sanity check: shuffle (the mask within layers), reinit (new initial weights) or invert (the scores)."
+        help="Sanity check: shuffle (the mask within layers), shuffle-taps, -inputs or -outputs (within kernels or "
+        "channels), rewire (channels keep their counts), reinit (new initial weights) or invert (the scores)."
     ),
 ]
 DeviceOption = Annotated[

@@ -35,7 +35,7 @@ from autosparse.masks import Masks
 from autosparse.pruning import layer_summaries, score_batches
 from autosparse.recipes import Recipe, recipe_of
 from autosparse.rewinding import AfterTrainingPruner, Rewinder, Ticket
-from autosparse.sanity import shuffled
+from autosparse.sanity import rearranged
 from autosparse.seeding import derive_seed, generator
 from autosparse.training import Callback, TrainConfig, load_state
 from autosparse.training.loop import check_identity
@@ -211,9 +211,7 @@ def _schedule(
 
     def prune_now(network: nn.Module, density: float) -> Masks:
         masks, _ = choose(network, choice, target.count(density), **given)
-        if settings.sanity == "shuffle":
-            masks = shuffled(masks, layers, blocks, generator(seed, "shuffled masks"))
-        return masks
+        return rearranged(settings.sanity, masks, layers, blocks, generator(seed, "shuffled masks"))
 
     return recipe.when.schedule(target, prune_now=prune_now)
 
@@ -288,9 +286,8 @@ def _ticket_to_folder(
     assert settings.sparsity is not None  # only N:M patterns have none, which these methods refuse
     with measured(device) as cost, counted_images() as images:
         ticket = prune(keep_count(total_weights(layers), settings.sparsity))
-    masks, state = ticket.masks, dict(ticket.state)
-    if settings.sanity == "shuffle":
-        masks = shuffled(masks, layers, None, generator(network.seed, "shuffled masks"))
+    masks = rearranged(settings.sanity, ticket.masks, layers, None, generator(network.seed, "shuffled masks"))
+    state = dict(ticket.state)
     if settings.sanity == "reinit":
         state = replace(network, seed=derive_seed(network.seed, "reinit")).build().state_dict()
     model.load_state_dict(state)

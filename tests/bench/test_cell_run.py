@@ -236,7 +236,9 @@ def test_a_method_that_does_not_apply_is_refused_by_name(
 
 
 def test_settings_that_a_moment_cannot_honour_are_refused(tiny_data: ImageData) -> None:
-    with pytest.raises(AutoSparseError, match=r"rigl.*takes no sanity shuffle"):
-        check_cell(replace(BASE, method="rigl", sanity="shuffle"), tiny_data)
+    for sanity in ("shuffle", "rewire"):
+        with pytest.raises(AutoSparseError, match=rf"rigl.*takes no sanity {sanity}"):
+            check_cell(replace(BASE, method="rigl", sanity=sanity), tiny_data)
+    check_cell(replace(BASE, method="ltr", sanity="rewire"), tiny_data)
     with pytest.raises(AutoSparseError, match=r"ltr.*takes no budget"):
         check_cell(replace(BASE, method="ltr", budget="erk"), tiny_data)
