@@ -306,7 +306,7 @@ def renamed(old: bytes, new: bytes) -> Callable[[Path], None]:
         (lambda path: save_tensors(path, "masks", {}, {}), ["is no scorer file", "'masks'"]),
         (renamed(b'"schema_version":"1"', b'"schema_version":"9"'), ["schema version 9", "newer than 1", "upgrade"]),
         (scorer_of("futuristic"), ["feature set 'futuristic'", "known: paper, scale-free", "upgrade"]),
-        (scorer_of("paper", "transformer"), ["scorer network 'transformer'", "known: cnn, mlp"]),
+        (scorer_of("paper", "transformer"), ["scorer network 'transformer'", "known: cnn, linear, mlp"]),
         (scorer_of("paper"), ["does not hold the", "'mlp' scorer"]),
         (Path.unlink, ["does not exist"]),
     ],

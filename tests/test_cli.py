@@ -26,7 +26,9 @@ Capture = pytest.CaptureFixture[str]
 
 OPTIONS = {
     "prune": "out model model-arg sparsity method method-arg scorer budget granularity min-layer-density "
-    "keep-connected sanity dataset score-images image-size split-seed data-dir seed device micro-batch force",
+    "keep-connected sanity dataset score-images image-size split-seed data-dir seed device micro-batch force steps",
+    "explain": "out model model-arg sparsity scorer against dataset score-images image-size split-seed data-dir seed "
+    "device micro-batch force",
     "bench": "out jobs ray dry-run device data-dir retry-failed",
     "shrink": "out model model-arg flops params channels method method-arg spread keep round-to scorer dataset "
     "score-images image-size split-seed data-dir seed device micro-batch force",
