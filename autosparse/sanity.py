@@ -109,11 +109,11 @@ def _rewire(mask: Tensor, generator: torch.Generator) -> Tensor:
     _, inputs, taps = mask.shape
     edges = mask.nonzero()  # [n, 3]
     pairs = len(edges) // 2
+    place = torch.tensor([inputs * taps, taps, 1])  # from (o, i, tap) to the position in storage
     for _ in range(_EXCHANGES if pairs else 0):
         one, other = torch.randperm(len(edges), generator=generator)[: 2 * pairs].view(2, pairs)
         new_one, new_other = edges[one].clone(), edges[other].clone()
         new_one[:, 1], new_other[:, 1] = edges[other, 1], edges[one, 1]
-        place = torch.tensor([inputs * taps, taps, 1])
         codes = torch.stack([(new_one * place).sum(1), (new_other * place).sum(1)])  # [2, pairs]
         _, inverse, counts = codes.unique(return_inverse=True, return_counts=True)
         taken = torch.zeros(mask.numel(), dtype=torch.bool)

@@ -26,14 +26,12 @@ from autosparse.cli.options import (
     SplitSeedOption,
     console,
     help_text,
-    load_images,
+    network_on_images,
     prune_settings,
     resolve_device,
 )
-from autosparse.experiment import Network
 from autosparse.explaining import AUTOS, Explanation, explain
 from autosparse.files import SCHEMA_VERSION, atomic_folder, require_absent, write_json
-from autosparse.models import parse_model_args
 from autosparse.provenance import provenance
 from autosparse.pruning import SCORE_BATCH, score_batches
 from autosparse.report import layer_density_figure, save_figure
@@ -88,10 +86,7 @@ def explain_command(
         prune_settings(method, sparsity, None, "weights", at_init=True)
     require_absent(out, force)
     where = resolve_device(device)
-    arguments = parse_model_args(model_arg or [])
-    Network(model, arguments).build()  # a wrong name is told before the images are decoded
-    data = load_images(dataset, data_dir, image_size, split_seed, where)
-    network = Network(model, arguments, data.num_classes, data.channels, seed)
+    network, data = network_on_images(model, model_arg, seed, dataset, data_dir, image_size, split_seed, where)
     assert settings.sparsity is not None  # of single weights
     with tqdm(desc="explain", unit="step", leave=False, disable=None) as bar:
 

@@ -16,7 +16,8 @@ from rich.console import Console
 from autosparse.arguments import parse_arguments
 from autosparse.data import ImageData, load_data
 from autosparse.errors import AutoSparseError
-from autosparse.experiment import PruneSettings, ShrinkSettings
+from autosparse.experiment import Network, PruneSettings, ShrinkSettings
+from autosparse.models import parse_model_args
 from autosparse.models.rebuilding import is_own_code
 from autosparse.scorer.store import DEFAULT_SCORER, load_scorer
 from autosparse.training import Callback, ProgressBar
@@ -222,6 +223,24 @@ def load_images(
     dataset: str, data_dir: Path, image_size: int | None, split_seed: int, device: torch.device
 ) -> ImageData:
     return load_data(dataset, data_dir=data_dir, image_size=image_size, seed=split_seed, device=device)
+
+
+def network_on_images(
+    model: str,
+    model_arg: list[str] | None,
+    seed: int,
+    dataset: str,
+    data_dir: Path,
+    image_size: int | None,
+    split_seed: int,
+    device: torch.device,
+) -> tuple[Network, ImageData]:
+    """A network for the classes and channels of a data set, and the data; what is wrong with the network is told
+    before images are decoded."""
+    arguments = parse_model_args(model_arg or [])
+    Network(model, arguments).build()
+    data = load_images(dataset, data_dir, image_size, split_seed, device)
+    return Network(model, arguments, data.num_classes, data.channels, seed), data
 
 
 @contextmanager

@@ -31,15 +31,14 @@ from autosparse.cli.options import (
     SplitSeedOption,
     console,
     help_text,
-    load_images,
+    network_on_images,
     next_training,
     prune_settings,
     resolve_device,
 )
 from autosparse.cost import counted_images
-from autosparse.experiment import Network, prune_to_folder
+from autosparse.experiment import prune_to_folder
 from autosparse.files import require_absent
-from autosparse.models import parse_model_args
 from autosparse.pruning import SCORE_BATCH, PruneSummary
 
 
@@ -106,10 +105,7 @@ def prune_command(
     )
     require_absent(out, force)
     where = resolve_device(device)
-    arguments = parse_model_args(model_arg or [])
-    Network(model, arguments).build()  # a wrong name is told before the images are decoded
-    data = load_images(dataset, data_dir, image_size, split_seed, where)
-    network = Network(model, arguments, data.num_classes, data.channels, seed)
+    network, data = network_on_images(model, model_arg, seed, dataset, data_dir, image_size, split_seed, where)
     with tqdm(desc="pruning", unit=" images", leave=False, disable=None) as bar, counted_images(bar.update):
         summary = prune_to_folder(network, data, settings, out, dataset=dataset, device=where, force=force).summary
     console.print(_layer_table(summary))

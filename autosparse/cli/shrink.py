@@ -36,14 +36,13 @@ from autosparse.cli.options import (
     SpreadOption,
     console,
     help_text,
-    load_images,
+    network_on_images,
     next_training,
     resolve_device,
     shrink_settings,
 )
-from autosparse.experiment import Network, shrink_to_folder
+from autosparse.experiment import shrink_to_folder
 from autosparse.files import require_absent
-from autosparse.models import parse_model_args
 from autosparse.pruning import SCORE_BATCH
 from autosparse.shrinking import ShrinkSummary
 
@@ -109,10 +108,7 @@ def shrink_command(
     )
     require_absent(out, force)
     where = resolve_device(device)
-    arguments = parse_model_args(model_arg or [])
-    Network(model, arguments).build()  # a wrong name is told before the images are decoded
-    data = load_images(dataset, data_dir, image_size, split_seed, where)
-    network = Network(model, arguments, data.num_classes, data.channels, seed)
+    network, data = network_on_images(model, model_arg, seed, dataset, data_dir, image_size, split_seed, where)
     with tqdm(desc="latency", unit="network", leave=False, disable=None if latency else True) as bar:
 
         def progress(what: str) -> None:
