@@ -126,7 +126,9 @@ def _accuracy_section(analysis: Analysis, setting: Setting) -> Section:
         return Section(f"Accuracy: {title}", "", drawn, [table], _copies(table, title))
     if latencies := _latency_series(analysis, setting):
         axis = "latency [% of the dense network's], faster to the right"
-        figure = density_accuracy_figure(latencies, _styles(analysis), title, unpruned, axis, _LATENCIES)
+        figure = density_accuracy_figure(
+            latencies, _styles(analysis), f"{title}: against latency", unpruned, axis, _LATENCIES
+        )
         drawn.append((figure, "The same accuracies against measured latency of inference, the mean over seeds."))
     return Section(f"Accuracy: {title}", "", drawn, [table, sizes], [*_copies(table, title), *_copies(sizes, title)])
 
