@@ -16,6 +16,7 @@ from autosparse.criteria import Scores, score
 from autosparse.granularity import Blocks
 from autosparse.layers import Layer, layers_of, prunable, total_weights
 from autosparse.masks import Masks
+from autosparse.paths import select_on_paths
 from autosparse.triggers.init import ONE_SHOT, AtInit
 
 
@@ -25,6 +26,7 @@ class Choice:
 
     Args:
         invert: keep the smallest scores instead of the largest.
+        on_paths: keep only weights on a path from input to output (:mod:`autosparse.paths`); needs ``batches``.
     """
 
     criterion: str
@@ -34,6 +36,7 @@ class Choice:
     blocks: Blocks | None = None
     min_layer_density: float = 0.0
     invert: bool = False
+    on_paths: bool = False
 
 
 def choose(
@@ -68,7 +71,15 @@ def choose(
                 **ingredients,
             )
             scores = {name: -value for name, value in found.items()} if choice.invert else found
-            masks = _select(choice, scores, layers, count, None if choice.when.regrow else masks)
+            within = None if choice.when.regrow else masks
+            if choice.on_paths:
+                x = ingredients["batches"][0][0].to(next(iter(weights.values())).device)
+                budget, floor = choice.budget, choice.min_layer_density
+                masks = select_on_paths(
+                    model, scores, layers, count, x, budget=budget, min_layer_density=floor, within=within
+                )
+            else:
+                masks = _select(choice, scores, layers, count, within)
     finally:
         if len(way) > 1:
             _restore(weights, dense)

@@ -10,6 +10,7 @@ from autosparse.connectivity import connecting_weights, is_connected, responds
 from autosparse.errors import AutoSparseError
 from autosparse.layers import prunable
 from autosparse.masks import Masks
+from autosparse.paths import on_paths
 
 
 class CollapseWarning(UserWarning):
@@ -34,6 +35,17 @@ def path_of(model: nn.Module, masks: Masks, scores: Mapping[str, Tensor], x: Ten
             f"cannot keep {type(model).__name__} connected, it cannot be evaluated in float64 ({reason}): "
             "use min_layer_density instead"
         ) from error
+
+
+def effective_density(model: nn.Module, masks: Masks, batches: Sequence[tuple[Tensor, Tensor]] | None) -> float | None:
+    """The share of the weights that are kept and lie on a path of kept ones from input to output.
+
+    ``None`` without a batch, or where the model cannot be evaluated in float64.
+    """
+    try:
+        return on_paths(model, masks, _beside(model, batches[0][0])).density if batches else None
+    except (RuntimeError, TypeError):  # TypeError: a device without float64
+        return None
 
 
 def problems_of(

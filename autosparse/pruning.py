@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from autosparse.budget import BUDGETS, Allocation, density_of, keep_count, select
 from autosparse.choose import Choice, choose, like
-from autosparse.collapse import CollapseWarning, path_of, problems_of
+from autosparse.collapse import CollapseWarning, effective_density, path_of, problems_of
 from autosparse.cost import counted_images
 from autosparse.criteria import CRITERIA, Batches, LossFn, Stream
 from autosparse.data import ImageData
@@ -52,6 +52,8 @@ class PruneSummary:
     """What a pruning did; :meth:`as_dict` is JSON-able.
 
     Args:
+        effective_density: as ``density``, without weights that lie on no path from input to output, which do nothing;
+            ``None`` where it is not known.
         images: that scores were computed from (:class:`autosparse.cost.Images`); not those of ``gradients=``.
     """
 
@@ -66,6 +68,7 @@ class PruneSummary:
     total: int
     kept: int
     density: float
+    effective_density: float | None
     connected: bool | None
     warnings: tuple[str, ...]
     seconds: float
@@ -126,6 +129,7 @@ class Request:
         granularity: ``weights``, or ``N:M``.
         min_layer_density: every layer keeps at least this fraction of its weights.
         keep_connected: every layer keeps a weight that lies on a path from input to output.
+        on_paths: only weights that lie on a path from input to output are kept (:mod:`autosparse.paths`).
         sanity: a check of :mod:`autosparse.sanity`, such as ``shuffle``, ``reinit`` or ``invert``.
     """
 
@@ -136,6 +140,7 @@ class Request:
     granularity: str = "weights"
     min_layer_density: float = 0.0
     keep_connected: bool = False
+    on_paths: bool = False
     sanity: str | None = None
 
     def check(self, *, at_init: bool = True) -> None:
@@ -165,11 +170,13 @@ class Request:
                 )
         if not 0 <= self.min_layer_density <= 1:
             raise AutoSparseError(f"min-layer-density is {self.min_layer_density}: give a number in [0, 1]")
-        if blocks is not None and (self.budget or self.min_layer_density or self.keep_connected):
+        if blocks is not None and (self.budget or self.min_layer_density or self.keep_connected or self.on_paths):
             raise AutoSparseError(
-                f"granularity {self.granularity} fixes what every layer keeps: leave budget, min-layer-density and "
-                "keep-connected out"
+                f"granularity {self.granularity} fixes what every layer keeps: leave budget, min-layer-density, "
+                "keep-connected and on-paths out"
             )
+        if self.keep_connected and self.on_paths:
+            raise AutoSparseError("on-paths keeps the network connected by itself: leave keep-connected out")
 
     def _check_fit(self, recipe: Recipe) -> None:
         """Refuse settings for which the method's moment has no use."""
@@ -178,6 +185,7 @@ class Request:
             "granularity": None if self.granularity == "weights" else self.granularity,
             "min-layer-density": self.min_layer_density or None,
             "keep-connected": self.keep_connected or None,
+            "on-paths": self.on_paths or None,
             f"sanity {self.sanity}": self.sanity,
         }
         # Whatever honours one way of moving the mask honours all of them.
@@ -229,6 +237,7 @@ def prune(
     micro_batch: int | None = None,
     min_layer_density: float = 0.0,
     keep_connected: bool = False,
+    on_paths: bool = False,
     sanity: str | None = None,
     seed: int = 0,
     gradients: Mapping[str, Tensor] | None = None,
@@ -241,8 +250,9 @@ def prune(
     Args:
         data: any iterable of (images, labels) batches, already normalised as for training. Methods that look at
             weights only need none; with one, the network is also checked to be connected.
-        sparsity, options, budget, granularity, min_layer_density, keep_connected, sanity: see :class:`Request`;
-            ``keep_connected`` needs ``data``, and ``reinit`` is for networks that are built by name.
+        sparsity, options, budget, granularity, min_layer_density, keep_connected, on_paths, sanity: see
+            :class:`Request`; ``keep_connected`` and ``on_paths`` need ``data``, and ``reinit`` is for networks that are
+            built by name.
         method: a name of :func:`autosparse.list_methods` that prunes at initialisation.
         scorer: for ``autos``: a loaded scorer, the name of a pretrained one, or a file. Default: the pretrained one.
         loss_fn: ``loss_fn(output, labels)``, a mean over its batch.
@@ -259,7 +269,9 @@ def prune(
         the floors make unreachable. AutoSparseError: no prunable weights, missing data, or a loss that is not finite.
     """
     began = time.perf_counter()
-    request = Request(sparsity, method, options, budget, granularity, min_layer_density, keep_connected, sanity)
+    request = Request(
+        sparsity, method, options, budget, granularity, min_layer_density, keep_connected, on_paths, sanity
+    )
     request.check()
     if sanity == "reinit":
         raise AutoSparseError("sanity 'reinit' needs to build the network anew: prune, then apply masks to a new one")
@@ -267,9 +279,10 @@ def prune(
     criterion = CRITERIA.get(recipe.criterion)
     layers, blocks = layers_of(model), parse_granularity(granularity)
     batches = None if data is None else list(micro_batches(itertools.islice(data, num_batches), micro_batch))
-    if not batches and (criterion.needs_data or keep_connected):
+    if not batches and (criterion.needs_data or keep_connected or on_paths):
+        setting = " with keep_connected" if keep_connected else " with on_paths" if on_paths else ""
         raise AutoSparseError(
-            f"method '{method}'{' with keep_connected' if keep_connected else ''} needs data: "
+            f"method '{method}'{setting} needs data: "
             "pass data=, any iterable of (images, labels) batches with at least one"
         )
     chosen = named_scorer(scorer) if "scorer" in criterion.needs else None
@@ -284,7 +297,9 @@ def prune(
     keep = _keep(layers, sparsity, blocks)
     with counted_images() as images, scoring_stream(seed):
         rule = _budget(model, budget or recipe.budget, keep, seed, gradients, ingredients)
-        choice = Choice(recipe.criterion, own, recipe.at_init, rule, blocks, min_layer_density, sanity == "invert")
+        choice = Choice(
+            recipe.criterion, own, recipe.at_init, rule, blocks, min_layer_density, sanity == "invert", on_paths
+        )
         draw = generator(seed, "random scores")
         masks, scores = choose(model, choice, keep, gradients=gradients, generator=draw, **ingredients)
     if keep_connected and batches:
@@ -311,6 +326,7 @@ def prune(
         total=masks.total,
         kept=masks.kept,
         density=masks.density,
+        effective_density=effective_density(model, masks, batches),
         connected=connected,
         warnings=tuple(problems),
         seconds=time.perf_counter() - began,

@@ -26,7 +26,8 @@ Capture = pytest.CaptureFixture[str]
 
 OPTIONS = {
     "prune": "out model model-arg sparsity method method-arg scorer budget granularity min-layer-density "
-    "keep-connected sanity dataset score-images image-size split-seed data-dir seed device micro-batch force steps",
+    "keep-connected on-paths sanity dataset score-images image-size split-seed data-dir seed device micro-batch force "
+    "steps",
     "explain": "out model model-arg sparsity scorer against dataset score-images image-size split-seed data-dir seed "
     "device micro-batch force",
     "bench": "out jobs ray dry-run device data-dir retry-failed",

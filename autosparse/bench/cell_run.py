@@ -92,6 +92,7 @@ def settings_of(cell: Cell) -> PruneSettings | ShrinkSettings:
         granularity=cell.granularity or "weights",
         min_layer_density=cell.min_layer_density,
         keep_connected=cell.keep_connected,
+        on_paths=cell.on_paths,
         sanity=cell.sanity,
         scorer=cell.scorer,
         score_images=cell.score_images,

@@ -27,7 +27,7 @@ CELL_VERSION = 1
 _FOLDER = "imagefolder:"
 
 #: Fields that cells had not from the beginning: at their defaults they are no part of facts and files.
-_LATER = ("measure", "when", "what", "spread", "keep", "round_to", *CHANNEL_MEASURES)
+_LATER = ("on_paths", "measure", "when", "what", "spread", "keep", "round_to", *CHANNEL_MEASURES)
 
 
 def _default_training() -> dict[str, Any]:
@@ -65,6 +65,7 @@ class Cell:
     scorer: str | None = None
     min_layer_density: float = 0.0
     keep_connected: bool = False
+    on_paths: bool = False
     choose: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     choose_seed: int | None = None
     score_images: int = 1280
@@ -162,6 +163,8 @@ class Cell:
             words += ["--min-layer-density", repr(self.min_layer_density)]
         if self.keep_connected:
             words += ["--keep-connected"]
+        if self.on_paths:
+            words += ["--on-paths"]
         return [*words, "--score-images", str(self.score_images)]
 
     def _channel_words(self) -> list[str]:
@@ -237,6 +240,7 @@ def cells_of(grid: Grid) -> list[Cell]:
             scorer=method.scorer,
             min_layer_density=method.min_layer_density,
             keep_connected=method.keep_connected,
+            on_paths=method.on_paths,
             choose=method.choose,
             choose_seed=grid.seeds[0] if method.choose else None,
             density=density,

@@ -83,7 +83,7 @@ Values = dict[
 Share = Annotated[float, Field(gt=0, le=1)]
 Shares = Annotated[list[Share], AfterValidator(_distinct)]
 
-_OF_WEIGHTS = ("budget", "granularity", "sanity", "min_layer_density", "keep_connected")
+_OF_WEIGHTS = ("budget", "granularity", "sanity", "min_layer_density", "keep_connected", "on_paths")
 _OF_CHANNELS = ("when", "what", "spread", "keep", "round_to", *CHANNEL_MEASURES)
 
 
@@ -131,6 +131,7 @@ class MethodEntry(_Part):
     scorer: str | None = None
     min_layer_density: float = Field(0.0, ge=0, le=1)
     keep_connected: bool = False
+    on_paths: bool = False
     when: str | None = None
     what: str | None = None
     spread: str | None = None

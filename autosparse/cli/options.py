@@ -94,6 +94,10 @@ MinLayerDensityOption = Annotated[float, typer.Option(help="Every layer keeps at
 KeepConnectedOption = Annotated[
     bool, typer.Option("--keep-connected", help="Every layer keeps a weight on a path from input to output.")
 ]
+OnPathsOption = Annotated[
+    bool,
+    typer.Option("--on-paths", help="Keep only weights on a path from input to output, the next best for the others."),
+]
 SanityOption = Annotated[
     str | None,
     typer.Option(

@@ -24,6 +24,7 @@ from autosparse.cli.options import (
     MinLayerDensityOption,
     ModelArgOption,
     ModelOption,
+    OnPathsOption,
     SanityOption,
     ScoreImagesOption,
     ScorerOption,
@@ -71,6 +72,7 @@ def prune_command(
     granularity: GranularityOption = "weights",
     min_layer_density: MinLayerDensityOption = 0.0,
     keep_connected: KeepConnectedOption = False,
+    on_paths: OnPathsOption = False,
     sanity: SanityOption = None,
     dataset: DatasetOption = "digits",
     score_images: ScoreImagesOption = 1280,
@@ -98,6 +100,7 @@ def prune_command(
         budget=budget,
         min_layer_density=min_layer_density,
         keep_connected=keep_connected,
+        on_paths=on_paths,
         sanity=sanity,
         scorer=scorer,
         score_images=score_images,
@@ -111,7 +114,7 @@ def prune_command(
     console.print(_layer_table(summary))
     by = f"{summary.method} (scorer {summary.scorer})" if summary.scorer else summary.method
     console.print(
-        f"{model}: kept {summary.kept:,} of {summary.total:,} weights ({summary.density:.4%}) by {by}, "
+        f"{model}: kept {summary.kept:,} of {summary.total:,} weights ({_densities(summary)}) by {by}, "
         + ("" if summary.granularity != "weights" else f"{summary.budget} budget, ")
         + (f"sanity check {summary.sanity}, " if summary.sanity else "")
         + f"in {summary.seconds:.1f} s"
@@ -121,6 +124,13 @@ def prune_command(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _densities(summary: PruneSummary) -> str:
+    """The density, and what it is without weights that do nothing where that is another number."""
+    if summary.effective_density in (None, summary.density):
+        return f"{summary.density:.4%}"
+    return f"{summary.density:.4%}, {summary.effective_density:.4%} on paths from input to output"
 
 
 def _layer_table(summary: PruneSummary) -> Table:

@@ -34,6 +34,7 @@ from autosparse.cli.options import (
     MicroBatchOption,
     MinLayerDensityOption,
     ModelArgOption,
+    OnPathsOption,
     ParamsOption,
     RoundToOption,
     SanityOption,
@@ -87,6 +88,7 @@ def train_command(
     granularity: GranularityOption = "weights",
     min_layer_density: MinLayerDensityOption = 0.0,
     keep_connected: KeepConnectedOption = False,
+    on_paths: OnPathsOption = False,
     sanity: SanityOption = None,
     where: Annotated[
         str | None,
@@ -218,6 +220,7 @@ def train_command(
                 budget=budget,
                 min_layer_density=min_layer_density,
                 keep_connected=keep_connected,
+                on_paths=on_paths,
                 sanity=sanity,
                 **scoring,
             )

@@ -136,6 +136,7 @@ def prune_network(
         num_batches=None,
         min_layer_density=settings.min_layer_density,
         keep_connected=settings.keep_connected,
+        on_paths=settings.on_paths,
         sanity=None if reinit else settings.sanity,
         seed=network.seed,
         gradients=gradients,

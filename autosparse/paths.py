@@ -1,0 +1,142 @@
+"""Masks without waste: every kept weight lies on a path from input to output.
+
+A weight that gets no signal, or whose signal gets nowhere, counts as kept and does nothing. The density without such
+weights is the *effective* one (Vysogorets & Kempe 2023, arXiv 2107.02306): below 1 % the two are far apart for masks
+that choose weights one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from autosparse.budget import Allocation, select
+from autosparse.budget.selection import top_k
+from autosparse.connectivity import connecting_weights, flow_through, useful_weights
+from autosparse.errors import AutoSparseError
+from autosparse.layers import Layer
+from autosparse.masks import Masks
+
+_STEP = 0.8  # of the weights stay in one selection: what it strands is seen before the next
+
+
+def on_paths(model: nn.Module, masks: Masks, x: Tensor) -> Masks:
+    """The weights of ``masks`` that lie on a path of kept weights from input to output.
+
+    Args:
+        x: a batch of inputs; only its shape and device are used.
+
+    Raises:
+        RuntimeError: the model cannot be evaluated in float64.
+    """
+    return _both(masks, useful_weights(model, masks, x))
+
+
+def select_on_paths(
+    model: nn.Module,
+    scores: Mapping[str, Tensor],
+    layers: Sequence[Layer],
+    keep: int,
+    x: Tensor,
+    *,
+    budget: str | Allocation = "global",
+    min_layer_density: float = 0.0,
+    within: Masks | None = None,
+) -> Masks:
+    """As :func:`autosparse.budget.select`, with every kept weight on a path from input to output.
+
+    Weights go a fifth at a time, first those that are wasted and then those of the lowest scores; no layer loses more
+    than half at once. What the last selection strands is exchanged for the best weights that join what is left. Where
+    the scores would cut the network, those go through which least flows (as SynFlow's do, arXiv 2006.05467). Every
+    selection costs one backward pass of one image, or three.
+
+    Exceptions are networks with so few weights that not even these steps find as many on paths: some are wasted then,
+    and at worst one path through every layer is kept.
+
+    Args:
+        x: a batch of inputs; only its shape and device are used.
+        within: the weights to choose from.
+
+    Raises:
+        AutoSparseError: the model cannot be evaluated in float64. Others as :func:`autosparse.budget.select`.
+    """
+    try:
+        return _selected(model, scores, layers, keep, x, budget, min_layer_density, within)
+    except (RuntimeError, TypeError) as error:  # TypeError: a device without float64
+        reason = str(error).partition(chr(10))[0]
+        raise AutoSparseError(
+            f"cannot find the paths of {type(model).__name__}, it cannot be evaluated in float64 ({reason}): "
+            "leave on-paths out"
+        ) from error
+
+
+def _selected(
+    model: nn.Module,
+    scores: Mapping[str, Tensor],
+    layers: Sequence[Layer],
+    keep: int,
+    x: Tensor,
+    budget: str | Allocation,
+    min_layer_density: float,
+    within: Masks | None,
+) -> Masks:
+
+    def chosen(count: int, allowed: Masks, forced: Mapping[str, Tensor] | None = None) -> Masks:
+        return select(
+            scores, layers, count, budget=budget, min_layer_density=min_layer_density, within=allowed, forced=forced
+        )
+
+    masks = Masks.dense(model) if within is None else within
+    steps = [masks]  # what was left after each selection
+    live = on_paths(model, masks, x)
+    for count in _way(masks.kept, keep):
+        allowed = live if live.kept >= count else masks
+        masks = chosen(count, allowed, _best_half(scores, allowed, count))
+        live = on_paths(model, masks, x)
+        if not live.kept:
+            masks = select(flow_through(model, allowed, x), layers, count, within=allowed)
+            live = on_paths(model, masks, x)
+        steps.append(masks)
+    best, most = masks, 0
+    for start in reversed(steps):  # the later, the more of it the scores have decided
+        masks = _by_flow(model, layers, keep, x, start)
+        live = on_paths(model, masks, x)
+        # What is useful to live weights alone: each makes a path with them, so none is wasted whichever are chosen.
+        room = Masks(useful_weights(model, live, x))
+        if live.kept and room.kept >= keep:
+            return masks if live.kept == keep else chosen(keep, room, live)
+        if live.kept >= most:
+            best, most = masks, live.kept
+    if most:
+        return best
+    return chosen(keep, steps[0], connecting_weights(model, best, scores, x))
+
+
+def _by_flow(model: nn.Module, layers: Sequence[Layer], keep: int, x: Tensor, masks: Masks) -> Masks:
+    for count in _way(masks.kept, keep):
+        masks = select(flow_through(model, masks, x), layers, count, within=masks)
+    return masks
+
+
+def _best_half(scores: Mapping[str, Tensor], masks: Masks, keep: int) -> dict[str, Tensor]:
+    """Of every layer the half with the highest scores: it must not vanish at once. At least one, if ``keep`` allows."""
+    halves = {name: math.ceil(int(mask.sum()) / 2) for name, mask in masks.items()}
+    if sum(halves.values()) > keep:
+        halves = {name: int(mask.sum()) // 2 for name, mask in masks.items()}
+    found = {}
+    for name, mask in masks.items():
+        values = scores[name].flatten().to(mask.device).masked_fill(~mask.flatten(), -math.inf)
+        found[name] = top_k(values, halves[name]).reshape(mask.shape)
+    return found
+
+
+def _way(first: int, last: int) -> list[int]:
+    """How many weights are left after each selection; nothing when there are no more than ``last``."""
+    rounds = max(int(first > last), math.ceil(math.log(last / first) / math.log(_STEP)))
+    return [max(last, round(first * (last / first) ** (index / rounds))) for index in range(1, rounds + 1)]
+
+
+def _both(masks: Masks, others: Mapping[str, Tensor]) -> Masks:
+    return Masks({name: mask & others[name].to(mask.device) for name, mask in masks.items()})
