@@ -76,7 +76,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary sibling folder whose files move into ``path`` when the block ends well; otherwise nothing changes."""
+    """A temporary sibling folder that becomes ``path`` when the block ends well; otherwise nothing changes.
+
+    A process killed at any moment leaves no ``path`` or a whole one. In a folder that is there already files are
+    replaced one by one, and those of other names stay.
+    """
     path = Path(path)
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,11 +88,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir()
         try:
             yield temporary
-            path.mkdir(exist_ok=True)
-            for file in sorted(temporary.iterdir()):
-                os.replace(file, path / file.name)
+            if not path.exists():
+                os.rename(temporary, path)
+            else:
+                for file in sorted(temporary.iterdir()):
+                    os.replace(file, path / file.name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder and all that it holds, if it is there, at one moment.
+
+    A process killed on the way leaves the whole folder, or a temporary one that :func:`exclusive` clears away.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
+    with suppress(FileNotFoundError):
+        os.rename(path, temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

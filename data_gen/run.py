@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from autosparse.budget import select
 from autosparse.criteria import mean_gradient
 from autosparse.data import ImageData
 from autosparse.errors import AutoSparseError, DivergedError, OutputExistsError
-from autosparse.files import exclusive, no_empty_work, require_absent, require_space, work_folder
+from autosparse.files import exclusive, no_empty_work, remove_folder, require_absent, require_space, work_folder
 from autosparse.layers import Layer
 from autosparse.masks import Masks
 from autosparse.models import seeded_model
@@ -74,11 +73,11 @@ def generate(
         rounds = run.rounds
         if resume and not force and (written := _written(out, name, run.identity)) is not None:
             if rounds.owns_folder():  # left by a kill between writing and cleaning up
-                shutil.rmtree(work)
+                remove_folder(work)
             return written
         _claim(out, name, unfinished=rounds.started, resume=resume, append=append, force=force)
         if force and not resume:
-            shutil.rmtree(work, ignore_errors=True)
+            remove_folder(work)
         require_space(out, 32 * rounds.total)
         run.prepare()
         try:
@@ -90,7 +89,7 @@ def generate(
             raise
         record = run.record(name)
         append_run(out, record, replace=force, fresh=force and not append)
-        shutil.rmtree(work)
+        remove_folder(work)
     return record
 
 

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,11 +20,13 @@ from torch import nn
 from autosparse import files
 from autosparse.errors import AutoSparseError, FileFormatError, OutputExistsError
 from autosparse.files import (
+    atomic_folder,
     atomic_path,
     check_schema,
     exclusive,
     load_tensors,
     read_json,
+    remove_folder,
     require_absent,
     require_space,
     save_tensors,
@@ -94,6 +98,67 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path) -> None
     assert result.stdout.startswith(f"no space left to write {path}:"), result.stderr
     assert path.read_text() == "old"
     assert names_in(tmp_path) == ["a.txt"]
+
+
+_CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
+
+
+def killed_before(change: int, work: Callable[[], None]) -> bool:
+    """Whether a process of its own that does ``work`` came to its so-many-th change of a folder, and died before it."""
+    if (process := os.fork()) == 0:
+        seen = 0
+
+        def watch(event: str, _: object) -> None:
+            nonlocal seen
+            seen += event in _CHANGES
+            if seen > change:
+                os._exit(1)
+
+        sys.addaudithook(watch)
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 1
+
+
+def test_a_folder_is_made_whole_or_not_at_all_whenever_its_process_is_killed(tmp_path: Path) -> None:
+    def make() -> None:
+        with atomic_folder(path) as temporary:
+            for name in ("masks", "state", "summary"):
+                (temporary / name).write_text(name)
+
+    for change in range(20):
+        path = tmp_path / str(change) / "out"
+        killed = killed_before(change, make)
+        assert not path.exists() or names_in(path) == ["masks", "state", "summary"]
+        if not killed:
+            assert path.exists()
+            break
+    assert change >= 3
+
+
+def test_a_folder_is_removed_whole_or_not_at_all_whenever_its_process_is_killed(tmp_path: Path) -> None:
+    for change in range(20):
+        path = tmp_path / str(change)
+        for name in ("masks", "state", "summary"):
+            (path / name).mkdir(parents=True)
+            write_text(path / name / "file", name)
+        killed = killed_before(change, partial(remove_folder, path))
+        assert not path.exists() or names_in(path) == ["masks", "state", "summary"]
+        if not killed:
+            assert not path.exists()
+            break
+    assert change > 6
+    for before in range(change):
+        with exclusive(tmp_path / str(before)):  # clears away what the dead have left
+            pass
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_removing_a_folder_that_is_not_there_is_no_error(tmp_path: Path) -> None:
+    remove_folder(tmp_path / "nothing")
+    assert names_in(tmp_path) == []
 
 
 def test_a_folder_that_is_a_file_is_refused_in_one_line(tmp_path: Path) -> None:

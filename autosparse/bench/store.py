@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from autosparse.bench.cells import Cell
 from autosparse.bench.grid import Grid
 from autosparse.bench.shared import Shared
 from autosparse.errors import FileFormatError, OutputExistsError
-from autosparse.files import check_schema, exclusive, read_json, write_errors, write_json
+from autosparse.files import check_schema, exclusive, read_json, remove_folder, write_errors, write_json
 from autosparse.provenance import provenance
 
 SCHEMA_VERSION = 1
@@ -101,7 +100,7 @@ class Store:
             self.discard_work(cell)
 
     def discard_work(self, cell: Cell) -> None:
-        shutil.rmtree(self.work(cell), ignore_errors=True)
+        remove_folder(self.work(cell))
 
     def forget_failure(self, cell: Cell) -> None:
         """Let a cell that has failed be run again."""

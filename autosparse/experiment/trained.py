@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from autosparse.files import (
     atomic_folder,
     exclusive,
     no_empty_work,
+    remove_folder,
     require_absent,
     work_folder,
     write_json,
@@ -123,7 +123,7 @@ def train_to_folder(
         if resume and finished and not unfinished and not force:
             return _finished(out, {**identity, "config": asdict(config)})
         if not resume and processes.is_main_process:
-            shutil.rmtree(work, ignore_errors=True)
+            remove_folder(work)
         processes.wait_for_everyone()
         if start is None:
             assert settings is not None
@@ -161,7 +161,7 @@ def train_to_folder(
         }
         if processes.is_main_process:
             _write_training(out, model, masks, history, summary, data, network, shrunk)
-            shutil.rmtree(work, ignore_errors=True)
+            remove_folder(work)
     return TrainResult(summary["test_accuracy"], history, summary)
 
 
