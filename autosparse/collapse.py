@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from autosparse.connectivity import connecting_weights, is_connected, responds
-from autosparse.errors import AutoSparseError
+from autosparse.connectivity import connecting_weights, in_float64, is_connected, responds
 from autosparse.layers import prunable
 from autosparse.masks import Masks
 from autosparse.paths import on_paths
@@ -27,14 +26,8 @@ def path_of(model: nn.Module, masks: Masks, scores: Mapping[str, Tensor], x: Ten
     Raises:
         AutoSparseError: the model cannot be evaluated in float64.
     """
-    try:
+    with in_float64(f"keep {type(model).__name__} connected", "use min_layer_density instead"):
         return connecting_weights(model, masks, scores, _beside(model, x))
-    except (RuntimeError, TypeError) as error:  # TypeError: a device without float64
-        reason = str(error).partition(chr(10))[0]
-        raise AutoSparseError(
-            f"cannot keep {type(model).__name__} connected, it cannot be evaluated in float64 ({reason}): "
-            "use min_layer_density instead"
-        ) from error
 
 
 def effective_density(model: nn.Module, masks: Masks, batches: Sequence[tuple[Tensor, Tensor]] | None) -> float | None:

@@ -7,53 +7,42 @@ cancel, so a gradient from output to input is positive exactly when some path of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 
 from autosparse.criteria.gradients import untouched
+from autosparse.criteria.path_counting import LINEAR, Replaced
+from autosparse.errors import AutoSparseError
 from autosparse.layers import prunable
 
 _DUST = 1e-9  # weight of a removed connection when looking for a path: used only where no kept one exists
 
-_SPARK = 1e-250  # as every bias: a ReLU that nothing reaches still lets a gradient through
-_SIGNAL = 1e-200  # anything below it comes from sparks
+
+@contextmanager
+def in_float64(task: str, instead: str) -> Iterator[None]:
+    """Turn what a model raises that cannot be evaluated in float64 into an AutoSparseError.
+
+    Args:
+        task: what cannot be done then, naming the model.
+        instead: what to do.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:  # TypeError: a device without float64
+        reason = str(error).partition(chr(10))[0]
+        raise AutoSparseError(f"cannot {task}, it cannot be evaluated in float64 ({reason}): {instead}") from error
 
 
-class _Averages(TorchFunctionMode):
-    """Within it a max pool averages: any place in its window may be the largest for some image."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        pools = func in (torch.max_pool2d, nn.functional.max_pool2d)
-        return (_averaged if pools else func)(*args, **(kwargs or {}))
-
-
-def _averaged(
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    """What has the window of a max pool and averages; the max pool itself where that is dilated or tells indices."""
-    if return_indices or dilation not in (1, (1, 1), [1, 1]):
-        pool: Any = nn.functional.max_pool2d
-        return pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-    return nn.functional.avg_pool2d(input, kernel_size, stride, padding, ceil_mode)
-
-
-def _flow(model: nn.Module, weights: Mapping[str, Tensor], x: Tensor, bias: float = 0.0) -> Tensor:
+def _flow(model: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """The summed output of the flow network. ``x [N, ...]`` is positive and float64."""
     state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         is_bias = name.rpartition(".")[2].endswith("bias")
-        state[name] = torch.full_like(parameter, bias if is_bias else 1.0, dtype=torch.float64)
+        state[name] = torch.full_like(parameter, 0.0 if is_bias else 1.0, dtype=torch.float64)
     for name, buffer in model.named_buffers():
         if buffer.is_floating_point():
             last = name.rpartition(".")[2]
@@ -106,8 +95,7 @@ def useful_weights(model: nn.Module, masks: Mapping[str, Tensor], x: Tensor) -> 
     to the output; bool tensors a layer.
 
     Of the kept weights the others are wasted: no output depends on them. A removed one that is useful would, by itself,
-    make a path; into units that nothing reaches yet those are found only where a bias or a norm precedes the ReLU.
-    Costs one backward pass of one image.
+    make a path. Costs one backward pass of one image.
 
     Args:
         x: a batch of inputs; only its shape and device are used.
@@ -115,8 +103,8 @@ def useful_weights(model: nn.Module, masks: Mapping[str, Tensor], x: Tensor) -> 
     Raises:
         RuntimeError: the model cannot be evaluated in float64.
     """
-    # The absolute value: a softmax or a layer norm passes on to one what it takes from others.
-    return {name: gradient.abs() > _SIGNAL for name, (_, gradient) in _gradients(model, masks, x).items()}
+    # Not only above zero: a softmax passes on to one what it takes from others.
+    return {name: gradient != 0 for name, (_, gradient) in _gradients(model, masks, x).items()}
 
 
 def flow_through(model: nn.Module, masks: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
@@ -132,8 +120,8 @@ def _gradients(model: nn.Module, masks: Mapping[str, Tensor], x: Tensor) -> dict
     weights = {name: _normalised(mask.double()).requires_grad_(True) for name, mask in masks.items()}
     with untouched(model):
         model.eval()
-        with _Averages():
-            flow = _flow(model, weights, _probe(x), _SPARK)
+        with Replaced(LINEAR):
+            flow = _flow(model, weights, _probe(x))
         found = torch.autograd.grad(flow, list(weights.values()), allow_unused=True) if flow.requires_grad else ()
     gradients = dict(zip(weights, found, strict=False))
     return {

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from autosparse.budget import Allocation, select
 from autosparse.budget.selection import top_k
-from autosparse.connectivity import connecting_weights, flow_through, useful_weights
-from autosparse.errors import AutoSparseError
+from autosparse.connectivity import connecting_weights, flow_through, in_float64, useful_weights
 from autosparse.layers import Layer
 from autosparse.masks import Masks
 
@@ -62,14 +61,8 @@ def select_on_paths(
     Raises:
         AutoSparseError: the model cannot be evaluated in float64. Others as :func:`autosparse.budget.select`.
     """
-    try:
+    with in_float64(f"find the paths of {type(model).__name__}", "leave on-paths out"):
         return _selected(model, scores, layers, keep, x, budget, min_layer_density, within)
-    except (RuntimeError, TypeError) as error:  # TypeError: a device without float64
-        reason = str(error).partition(chr(10))[0]
-        raise AutoSparseError(
-            f"cannot find the paths of {type(model).__name__}, it cannot be evaluated in float64 ({reason}): "
-            "leave on-paths out"
-        ) from error
 
 
 def _selected(

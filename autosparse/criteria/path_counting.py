@@ -100,7 +100,8 @@ def _averaged(dimensions: int) -> Callable[..., Tensor]:
     return pool
 
 
-_LINEAR: dict[str, Callable[..., Tensor]] = {
+#: Of networks whose gradients are to be positive exactly where paths are.
+LINEAR: dict[str, Callable[..., Tensor]] = {
     **dict.fromkeys(("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"), _pass),
     **dict.fromkeys(("celu", "elu", "gelu", "hardswish", "hardtanh", "leaky_relu", "mish", "prelu"), _pass),
     **dict.fromkeys(("relu", "relu6", "selu", "silu", "softplus", "tanh"), _pass),
@@ -178,7 +179,7 @@ class PathNetwork:
         }
 
     def _run(self) -> Tensor:
-        with untouched(self._model), Replaced(_LINEAR):
+        with untouched(self._model), Replaced(LINEAR):
             self._model.eval()
             output = functional_call(self._model, self._state, (self._input,))
         return single_output(self._criterion, self._model, output)
