@@ -44,6 +44,7 @@ OPTIONS = {
     "append force",
     "train-scorer": "out features network holdout holdout-fraction no-refit epochs batch-size lr max-weights seed "
     "force",
+    "search-scorer": "trials out jobs data-dir device force",
     "list": "help",
     "demo": "out device",
 }

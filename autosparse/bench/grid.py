@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -13,28 +12,36 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     create_model,
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
-from autosparse.bench.yaml_lines import Document, Where, read_yaml
 from autosparse.channels.criteria import CHANNEL_CRITERIA
 from autosparse.channels.recipes import CHANNEL_RECIPES, SPREADS, TRIGGERS
 from autosparse.channels.widths import ROUND_TO
-from autosparse.data.sources import SOURCES
-from autosparse.errors import AutoSparseError, UnknownNameError
+from autosparse.errors import UnknownNameError
 from autosparse.granularity import parse_granularity
-from autosparse.models.registry import MODELS
 from autosparse.pruning import check_budget
 from autosparse.sanity import check_sanity
 from autosparse.scorer.store import load_scorer
 from autosparse.training import TrainConfig
+from autosparse.yaml_lines import Document
+from autosparse.yaml_settings import (
+    DatasetEntry,
+    ModelEntry,
+    Options,
+    Part,
+    Share,
+    Shares,
+    Values,
+    checked,
+    distinct,
+    named,
+    read_settings,
+)
 
 DENSE = "dense"
 
@@ -42,77 +49,11 @@ DENSE = "dense"
 CHANNEL_MEASURES = ("flops", "params", "channels")
 
 
-def _plain(value: Any) -> Any:
-    """``value`` if it is a number, a text, true, false, null, or a list of these."""
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if not (value is None or isinstance(value, bool | int | float | str)):
-        raise ValueError("give a number, a text, true, false, null or a list of these")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("give a finite number")
-    return value
-
-
-def _identifier(name: str) -> str:
-    if not name.isidentifier():
-        raise ValueError("no name of an option: correct it")
-    return name
-
-
-def _distinct(values: list[Any]) -> list[Any]:
-    if twice := [value for index, value in enumerate(values) if value in values[:index]]:
-        raise ValueError(f"has {_spelled(twice[0])} twice: keep one")
-    return values
-
-
-def _spelled(value: Any) -> str:
-    text = repr(value.model_dump(exclude_defaults=True) if isinstance(value, BaseModel) else value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _named(value: Any) -> Any:
-    """A bare name stands for an entry with nothing but a name."""
-    return {"name": value} if isinstance(value, str) else value
-
-
-Plain = Annotated[Any, AfterValidator(_plain)]
-Options = dict[Annotated[str, AfterValidator(_identifier)], Plain]
-Values = dict[
-    Annotated[str, AfterValidator(_identifier)], Annotated[list[Plain], Field(min_length=1), AfterValidator(_distinct)]
-]
-Share = Annotated[float, Field(gt=0, le=1)]
-Shares = Annotated[list[Share], AfterValidator(_distinct)]
-
 _OF_WEIGHTS = ("budget", "granularity", "sanity", "min_layer_density", "keep_connected", "on_paths")
 _OF_CHANNELS = ("when", "what", "spread", "keep", "round_to", *CHANNEL_MEASURES)
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class ModelEntry(_Part):
-    name: str
-    args: Options = {}
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return name if ":" in name else _checked(name, MODELS.get)
-
-
-class DatasetEntry(_Part):
-    name: str
-    image_size: int | None = Field(None, ge=4)
-    split_seed: int = 0
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return name if name.startswith("imagefolder:") else _checked(name, SOURCES.get)
-
-
-class MethodEntry(_Part):
+class MethodEntry(Part):
     """A method with its settings.
 
     ``choose``: for every option the values among which validation accuracy decides. ``each``: for every option the
@@ -122,9 +63,9 @@ class MethodEntry(_Part):
 
     name: str
     label: str = ""
-    args: Options = {}
-    choose: Values = {}
-    each: Values = {}
+    args: Options = Field(default_factory=dict)
+    choose: Values = Field(default_factory=dict)
+    each: Values = Field(default_factory=dict)
     budget: str | None = None
     granularity: str | None = None
     sanity: str | None = None
@@ -135,7 +76,7 @@ class MethodEntry(_Part):
     when: str | None = None
     what: str | None = None
     spread: str | None = None
-    keep: list[str] = []
+    keep: list[str] = Field(default_factory=list)
     round_to: int = Field(ROUND_TO, ge=1)
     flops: Share | None = None
     params: Share | None = None
@@ -167,7 +108,7 @@ class MethodEntry(_Part):
     @classmethod
     def _exists(cls, value: str | None, info: ValidationInfo) -> str | None:
         look_up = {"budget": check_budget, "sanity": check_sanity, "scorer": load_scorer}[info.field_name or ""]
-        return value and _checked(value, look_up)
+        return value and checked(value, look_up)
 
     @field_validator("when", "what", "spread")
     @classmethod
@@ -180,7 +121,7 @@ class MethodEntry(_Part):
     @field_validator("granularity")
     @classmethod
     def _pattern(cls, text: str | None) -> str | None:
-        blocks = _checked(text, parse_granularity) and parse_granularity(text)
+        blocks = checked(text, parse_granularity) and parse_granularity(text)
         return f"{blocks.keep}:{blocks.size}" if blocks else None
 
     @model_validator(mode="after")
@@ -207,11 +148,11 @@ class MethodEntry(_Part):
         return ", ".join([self.name, *(f"{name}={value}" for name, value in {**facts, **others}.items())])
 
 
-class _Training(_Part):
+class _Training(Part):
     @field_validator("*")
     @classmethod
     def _valid(cls, value: Any, info: ValidationInfo) -> Any:
-        return _checked(value, lambda given: TrainConfig(**{info.field_name or "": given}))
+        return checked(value, lambda given: TrainConfig(**{info.field_name or "": given}))
 
 
 if TYPE_CHECKING:
@@ -225,7 +166,7 @@ else:
     )
 
 
-class Grid(_Part):
+class Grid(Part):
     """Every model on every data set by every method at every density with every seed.
 
     ``densities`` are shares of the weights, for methods that prune weights; ``flops``, ``params`` and ``channels``
@@ -233,17 +174,17 @@ class Grid(_Part):
     """
 
     models: Annotated[
-        list[Annotated[ModelEntry, BeforeValidator(_named)]], Field(min_length=1), AfterValidator(_distinct)
+        list[Annotated[ModelEntry, BeforeValidator(named)]], Field(min_length=1), AfterValidator(distinct)
     ]
     datasets: Annotated[
-        list[Annotated[DatasetEntry, BeforeValidator(_named)]], Field(min_length=1), AfterValidator(_distinct)
+        list[Annotated[DatasetEntry, BeforeValidator(named)]], Field(min_length=1), AfterValidator(distinct)
     ]
-    methods: Annotated[list[Annotated[MethodEntry, BeforeValidator(_named)]], Field(min_length=1)]
-    densities: Shares = []
-    flops: Shares = []
-    params: Shares = []
-    channels: Shares = []
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_distinct)]
+    methods: Annotated[list[Annotated[MethodEntry, BeforeValidator(named)]], Field(min_length=1)]
+    densities: Shares = Field(default_factory=list)
+    flops: Shares = Field(default_factory=list)
+    params: Shares = Field(default_factory=list)
+    channels: Shares = Field(default_factory=list)
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(distinct)]
     train: TrainEntry = Field(default_factory=TrainEntry)
     score_images: int = Field(1280, ge=1)
     reference: str | None = None
@@ -292,45 +233,6 @@ def read_grid(path: Path, known_methods: Iterable[str]) -> tuple[Grid, Document]
     Raises:
         FileFormatError: one line that names file, line and key of the first mistake, and what to do.
     """
-    document = read_yaml(path)
-    if not isinstance(document.value, dict):
-        found = "nothing" if document.value is None else f"a {type(document.value).__name__}"
-        raise document.error((), f"a grid is a mapping with keys such as models, datasets and methods, not {found}")
-    try:
-        return Grid.model_validate(document.value, context={"methods": list(known_methods)}), document
-    except ValidationError as error:
-        # A key that is missing may be one that is misspelled: the misspelling says more.
-        first = min(error.errors(), key=lambda found: (found["type"] == "missing", document.line(_where(found))))
-        raise document.error(_where(first), _problem(first)) from None
-
-
-def _checked(value: Any, look_up: Any) -> Any:
-    """``value`` if ``look_up(value)`` does not object; pydantic places only a ValueError."""
-    try:
-        look_up(value)
-    except AutoSparseError as error:
-        raise ValueError(str(error)) from None
-    return value
-
-
-def _where(found: ErrorDetails) -> Where:
-    return tuple(part for part in found["loc"] if part != "[key]")
-
-
-def _problem(found: ErrorDetails) -> str:
-    """What is wrong with a value, from pydantic's description of it."""
-    where = _where(found)
-    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
-    kind, message = found["type"], found["msg"]
-    if kind == "extra_forbidden":
-        model = _ENTRIES[str(where[0])] if len(where) > 1 else Grid
-        return f"{UnknownNameError('key', name.rpartition('.')[2], model.model_fields)}"
-    if kind == "missing":
-        return f"key '{name}' is missing: add it"
-    if kind == "too_short":
-        return f"{name} is empty: give at least one"
-    if kind == "value_error":
-        return ": ".join(filter(None, [name, message.removeprefix("Value error, ")]))
-    if kind == "model_type":
-        return f"{name} is {_spelled(found['input'])}: give a name, or a mapping with the key name"
-    return f"{name} is {_spelled(found['input'])}: {message.replace('Input', 'it')}"
+    return read_settings(
+        path, Grid, "a grid", "models, datasets and methods", _ENTRIES, {"methods": list(known_methods)}
+    )

@@ -23,12 +23,12 @@ from autosparse.bench.ray_runner import require_cluster, run_on_ray
 from autosparse.bench.runner import cores, run_local, threads_of
 from autosparse.bench.schedule import Schedule
 from autosparse.bench.store import DONE, FAILED, Store
-from autosparse.bench.yaml_lines import Document, Where
 from autosparse.channels.recipes import list_channel_methods
 from autosparse.cli.options import RUN, DataDirOption, DeviceOption, console, help_text, resolve_device
 from autosparse.data import ImageData
 from autosparse.errors import AutoSparseError
 from autosparse.recipes import list_methods
+from autosparse.yaml_lines import Document, Where
 
 #: The module that knows how to run a cell (``run_cell``), which cells can be run (``check_cell``) and what they cost
 #: (``trainings_of``); a name, which can be sent to other processes.

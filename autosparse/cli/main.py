@@ -20,6 +20,7 @@ from autosparse.cli import (
     measure,
     prune,
     report,
+    search_scorer,
     show,
     shrink,
     train,
@@ -41,7 +42,8 @@ app = typer.Typer(
     epilog="Example:  autosparse prune --model vgg16 --sparsity 0.98 --out runs/vgg16",
 )
 _COMMANDS = (
-    prune, shrink, train, export, measure, generate, train_scorer, explain, bench, report, show, listing, demo,
+    prune, shrink, train, export, measure, generate, train_scorer, search_scorer, explain, bench, report, show,
+    listing, demo,
 )  # fmt: skip
 for module in _COMMANDS:
     module.register(app)
@@ -57,6 +59,7 @@ _HOW_TO_GO_ON = {
     "train": "repeat the command with --resume to continue",
     "bench": "repeat the command to continue",
     "demo": "repeat the command to continue",
+    "search-scorer": "repeat the command to continue",
 }
 
 

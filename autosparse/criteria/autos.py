@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from autosparse.criteria.base import Scores, Stream, criterion
-from autosparse.criteria.gradients import LossFn
-from autosparse.criteria.short_training import Moment, ShortTraining, survival
+from autosparse.criteria.drawing import drawn
+from autosparse.criteria.gradients import Batches, LossFn
+from autosparse.criteria.lasting import Moment
+from autosparse.criteria.short_training import ShortTraining, survival
 from autosparse.errors import AutoSparseError
 from autosparse.features import NetworkFeatures
 from autosparse.layers import Layer, layers_of, prunable
@@ -22,6 +24,7 @@ _AT_ANY_MOMENT = "state"
 def autos(
     model: nn.Module,
     measure_gradients: Callable[[], Mapping[str, Tensor]],
+    batches: Batches,
     stream: Stream,
     loss_fn: LossFn,
     keep: int,
@@ -35,39 +38,51 @@ def autos(
     until: float = 0.8,
     lr: float = 0.1,
     memory: float = 0.95,
+    parts: int = 10,
+    noise: float = 1.0,
 ) -> Scores:
     """Survival in iterative rewind pruning, as a learned scorer predicts it.
 
-    Without ``steps`` the scorer sees the initial features of each weight, and scores are its logits: the order of the
-    predicted survivals, without the ties that a float32 sigmoid makes near 1.
+    Scorers of initial features (``paper``, ``scale-free``) see each weight once, and scores are their logits: the order
+    of the predicted survivals, without the ties that a float32 sigmoid makes near 1. ``parts`` and ``noise`` are not
+    for them.
 
-    With them it guides a short training of a copy (:mod:`autosparse.criteria.short_training`): again and again it sees
-    the copy's weights, the root mean squares of their gradients and what is left, and the lowest logits go. Scores
-    count the prunings that a weight survived. This needs a scorer of the feature set ``state``.
+    Scorers of the feature set ``state`` see what is left again and again, and scores count the prunings that a weight
+    survived. Without ``steps`` the network is pruned at its initial weights, in rounds of draws
+    (:mod:`autosparse.criteria.drawing`). With them the scorer guides a short training of a copy
+    (:mod:`autosparse.criteria.short_training`): it sees the copy's weights, the root mean squares of their gradients
+    and what is left, and the lowest logits go.
 
     Args:
         steps: batches of the training; more buy a better mask.
         updates, until, lr: as in :class:`~autosparse.criteria.short_training.ShortTraining`.
         memory: decay a step of the moving average of squared gradients.
+        parts: rounds without ``steps``; each has its part of the images.
+        noise: scale of the Gumbel noise without ``steps``: with 1 logits are logarithms of odds, with 0 the highest
+            stay.
 
     Raises:
-        AutoSparseError: an option out of range, or a scorer that knows initial weights only. DivergedError: a loss is
-        not finite.
+        AutoSparseError: an option out of range, or ``steps`` for a scorer that knows initial weights only.
+        DivergedError: a loss is not finite.
     """
-    if steps == 0:
-        return logits(scorer, layers_of(model), prunable(model), measure_gradients(), masks)
-    if scorer.feature_set != _AT_ANY_MOMENT:
-        raise AutoSparseError(
-            f"the scorer looks at '{scorer.feature_set}' features, which are those of initial weights: it cannot guide "
-            f"a training; leave steps out, or give a scorer of the feature set '{_AT_ANY_MOMENT}'"
-        )
-    training = ShortTraining(
-        "autos", steps, updates, until, lr, momentum=0.9, weight_decay=5e-4, same_sign=True, memory=memory
-    )
 
     def rule(moment: Moment) -> Scores:
         return logits(scorer, moment.layers, moment.weights, moment.gradients, moment.masks)
 
+    if scorer.feature_set != _AT_ANY_MOMENT:
+        if steps:
+            raise AutoSparseError(
+                f"the scorer looks at '{scorer.feature_set}' features, which are those of initial weights: it cannot "
+                f"guide a training; leave steps out, or give a scorer of the feature set '{_AT_ANY_MOMENT}'"
+            )
+        return logits(scorer, layers_of(model), prunable(model), measure_gradients())
+    if steps == 0:
+        return drawn(
+            "autos", rule, model, batches, loss_fn, keep, counts, masks, generator, parts=parts, noise=noise
+        )  # fmt: skip
+    training = ShortTraining(
+        "autos", steps, updates, until, lr, momentum=0.9, weight_decay=5e-4, same_sign=True, memory=memory
+    )
     return survival(training, rule, model, stream, loss_fn, keep, counts, masks, generator)
 
 

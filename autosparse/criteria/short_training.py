@@ -4,46 +4,25 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from autosparse import seeding
-from autosparse.budget import Allocation, following, select
+from autosparse.budget import select
 from autosparse.criteria.base import Scores, Stream
 from autosparse.criteria.gradients import LossFn
+from autosparse.criteria.lasting import Lasting, Moment, Rule, budget_of, squeezed
 from autosparse.errors import AutoSparseError, DivergedError
-from autosparse.layers import Layer, layers_of, prunable, total_weights
+from autosparse.layers import Layer, layers_of, prunable
 from autosparse.masks import Masks
 from autosparse.training.precision import autocast, resolve_precision
 from autosparse.triggers.init import AtInit
 
 _WARM_UP = 0.2  # of the steps, in which the learning rate rises; it falls along half a cosine after them
 _LEAST = 0.02  # of the peak learning rate
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A copy in training, about to be pruned.
-
-    Attributes:
-        weights: its weights; zero where they were removed.
-        gradients: the root mean square of their gradients in the last batches, an exponential moving average; empty
-            unless :attr:`ShortTraining.memory` asks for it.
-        masks: what is left.
-    """
-
-    layers: Sequence[Layer]
-    weights: Mapping[str, Tensor]
-    gradients: Mapping[str, Tensor]
-    masks: Masks
-
-
-#: Scores of a moment, of any size: their order decides which weights the next pruning removes.
-Rule = Callable[[Moment], Scores]
 
 
 @dataclass(frozen=True)
@@ -118,9 +97,8 @@ def survival(
 ) -> Scores:
     """How long each weight survived in a copy of ``model`` that was trained and pruned on the way.
 
-    A score counts the prunings that a weight survived; what the rule said at the next one, or in the end, decides among
-    equals. The arguments after ``rule`` are the ingredients of these names
-    (:data:`autosparse.criteria.base.INGREDIENTS`).
+    Scores are those of :class:`~autosparse.criteria.lasting.Lasting`. The arguments after ``rule`` are the ingredients
+    of these names (:data:`autosparse.criteria.base.INGREDIENTS`).
 
     Raises:
         DivergedError: a loss is not finite.
@@ -128,12 +106,11 @@ def survival(
     network = copy.deepcopy(model).train().requires_grad_(True)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     weights, layers = prunable(network), layers_of(network)
-    budget = "global" if counts is None else _of_counts(counts, layers, keep)
+    budget = budget_of(counts, layers, keep)
     due = training.path(masks.kept, keep) if training.steps else {}
     device = next(network.parameters()).device
     precision = resolve_precision("auto", device)
-    scores = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
-    masks, prunings = masks.to(device), 0
+    lasting, masks = Lasting(weights), masks.to(device)
     recent = _Recent(weights, training.memory)
     with seeding.global_stream(int(torch.randint(2**62, (), generator=generator)), training.owner):
         optimizer = torch.optim.SGD(
@@ -165,16 +142,13 @@ def survival(
                     f"lower its option lr ({training.lr})"
                 )
             if due.get(step, masks.kept) < masks.kept:
-                ruled = _ruled(rule, layers, weights, recent, masks)
-                left = select(ruled, layers, due[step], budget=budget, within=masks)
-                _settle(scores, ruled, masks, left, prunings)
-                masks, prunings = left, prunings + 1
+                said = _said(rule, layers, weights, recent, masks)
+                left = select(said, layers, due[step], budget=budget, within=masks)
+                lasting.pruned(said, masks, left)
+                masks = left
                 handle.remove()
                 handle = masks.hold(network, optimizer)
-    ruled = _ruled(rule, layers, weights, recent, masks)
-    nothing = Masks({name: torch.zeros_like(mask) for name, mask in masks.items()})
-    _settle(scores, ruled, masks, nothing, prunings)
-    return scores
+    return lasting.ended(_said(rule, layers, weights, recent, masks), masks)
 
 
 class _Recent:
@@ -200,23 +174,11 @@ class _Recent:
         return {name: (square / max(1 - self._unseen, 1e-12)).sqrt() for name, square in self._squares.items()}
 
 
-@torch.no_grad()
-def _ruled(
+def _said(
     rule: Rule, layers: Sequence[Layer], weights: Mapping[str, nn.Parameter], recent: _Recent, masks: Masks
 ) -> Scores:
-    """The rule's scores in float32, squeezed into [0, 1/2] by one linear map for the network."""
     now = {name: weight.detach() for name, weight in weights.items()}
-    found = {name: score.float() for name, score in rule(Moment(layers, now, recent.values(), masks)).items()}
-    low = min(0.0, *(float(score.min()) for score in found.values()))
-    high = max(float(score.max()) for score in found.values())
-    return {name: (score - low) / (2 * (high - low)) if high > low else score - low for name, score in found.items()}
-
-
-def _settle(scores: Scores, ruled: Scores, before: Masks, after: Masks, prunings: int) -> None:
-    """Write down how long those weights survived that are in ``before`` and not in ``after``."""
-    for name, score in scores.items():
-        gone = before[name] & ~after[name]
-        score[gone] = prunings + ruled[name][gone]
+    return squeezed(rule(Moment(layers, now, recent.values(), masks)))
 
 
 @torch.no_grad()
@@ -224,7 +186,3 @@ def _put_back(weights: Mapping[str, nn.Parameter], signs: Mapping[str, Tensor]) 
     """Weights whose sign is no longer that of ``signs`` become zero; one that began at zero is free."""
     for name, sign in signs.items():
         weights[name].masked_fill_(weights[name] * sign < 0, 0.0)
-
-
-def _of_counts(counts: Mapping[str, int], layers: Sequence[Layer], keep: int) -> Allocation:
-    return following(np.array([counts[layer.name] / layer.size for layer in layers]), keep / total_weights(layers))

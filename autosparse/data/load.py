@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -44,6 +44,10 @@ class ImageData:
     def test(self) -> Split:
         """For the last number only; its images are loaded on first access."""
         return self._open_test()
+
+    def with_less(self, images: int, seed: int) -> ImageData:
+        """The same with at most ``images`` of the training images, drawn by ``seed``."""
+        return replace(self, train=self.train.part(images, seed))
 
     def describe(self) -> dict[str, object]:
         """JSON-able provenance: name, counts, image size, validation cut, mean and deviation on the scale [0, 1].

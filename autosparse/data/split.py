@@ -41,6 +41,11 @@ class Split:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def part(self, images: int, seed: int) -> Split:
+        """At most ``images`` of the images, drawn by ``seed``, as a split of their own."""
+        rows = self._rows[torch.randperm(len(self._rows), generator=generator(seed, "part"))[:images]]
+        return Split(self._store, self._labels, rows, self._normaliser, self._flips)
+
     def batches(
         self,
         batch_size: int,

@@ -3,7 +3,7 @@
 from autosparse.training.callbacks import Callback, JsonlLog, ProgressBar
 from autosparse.training.checkpoint import load_state, save_state
 from autosparse.training.config import SCHEDULES, TrainConfig
-from autosparse.training.evaluation import evaluate
+from autosparse.training.evaluation import evaluate, evaluate_loss
 from autosparse.training.loop import EpochRecord, train
 from autosparse.training.precision import resolve_precision
 
@@ -15,6 +15,7 @@ __all__ = [
     "ProgressBar",
     "TrainConfig",
     "evaluate",
+    "evaluate_loss",
     "load_state",
     "resolve_precision",
     "save_state",

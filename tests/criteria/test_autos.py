@@ -11,10 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autosparse import prune
+from autosparse.budget import keep_count, select
 from autosparse.criteria import mean_gradient, score
+from autosparse.criteria.autos import logits
+from autosparse.criteria.drawing import dealt
 from autosparse.errors import AutoSparseError
 from autosparse.features import NetworkFeatures, feature_set
-from autosparse.layers import layers_of, prunable
+from autosparse.layers import layers_of, prunable, total_weights
+from autosparse.masks import Masks
 from autosparse.models import seeded_model
 from autosparse.scorer.network import Linear, Scorer
 from autosparse.seeding import global_stream
@@ -119,3 +123,79 @@ def test_a_scorer_of_initial_features_cannot_guide() -> None:
 def test_options_out_of_range_are_named(option: str, value: float) -> None:
     with pytest.raises(AutoSparseError, match=f"autos has {option} {value}: give"):
         pruned_by("autos", state_scorer(), **{"steps": 3, option: value})
+
+
+def test_draws_without_noise_in_one_part_keep_the_highest_logits() -> None:
+    scorer = state_scorer(**{"log|z|": 1.0, "log|h|": 0.5})
+    model = seeded_model("resnet20", seed=0, num_classes=10, width=0.25)
+    layers, gradients = layers_of(model), mean_gradient(model, images(), F.cross_entropy)
+    expected = select(
+        logits(scorer, layers, prunable(model), gradients), layers, keep_count(total_weights(layers), 0.9)
+    )
+    masks = pruned_by("autos", scorer, parts=1, noise=0.0)
+    assert all(torch.equal(masks[name], expected[name]) for name in expected)
+
+
+def test_each_part_sees_its_own_images_at_what_the_parts_before_have_left() -> None:
+    scorer = state_scorer(**{"log|z|": 1.0, "log|h|": 1.0})
+    model = seeded_model("resnet20", seed=0, num_classes=10, width=0.25)
+    layers, total = layers_of(model), total_weights(layers_of(model))
+    dense, masks = {name: weight.detach().clone() for name, weight in prunable(model).items()}, None
+    for (x, y), share in zip(images(), (0.1 ** (1 / 3), 0.1 ** (2 / 3), 0.1), strict=True):
+        gradients = mean_gradient(model, [(x, y)], F.cross_entropy)
+        masks = select(
+            logits(scorer, layers, prunable(model), gradients, masks or Masks.dense(model)),
+            layers, round(share * total), within=masks,
+        )  # fmt: skip
+        for name, weight in prunable(model).items():
+            weight.data.copy_(dense[name])
+        masks.apply(model)
+    found = pruned_by("autos", scorer, parts=3, noise=0.0)
+    assert masks is not None
+    assert all(torch.equal(found[name], masks[name]) for name in masks)
+
+
+def test_draws_depend_on_the_seed_alone() -> None:
+    def masks(seed: int) -> dict[str, Tensor]:
+        model = seeded_model("resnet20", seed=0, num_classes=10, width=0.25)
+        return dict(prune(model, images(), sparsity=0.9, scorer=state_scorer(), seed=seed).masks)
+
+    one, same, other = masks(1), masks(1), masks(2)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_weight_is_drawn_with_the_odds_that_the_scorer_gives_it() -> None:
+    """With logits of one slope on log|z|, the first of two weights 3 and 1 is drawn with odds 3 to 1."""
+    first, second = nn.Linear(2, 1, bias=False), nn.Linear(1, 2)
+    model = nn.Sequential(first, second)
+    x, y = torch.ones(8, 2), torch.arange(8) % 2
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[3.0, 1.0]]))
+        second.weight.fill_(1e3)  # always drawn
+    scorer = state_scorer(**{"log|z|": 1.0})
+    ahead = 0
+    for seed in range(400):
+        draw = torch.Generator().manual_seed(seed)
+        scores = score(
+            "autos", model, batches=[(x, y)], loss_fn=F.cross_entropy, scorer=scorer, keep=3, generator=draw,
+            options={"parts": 1},
+        )  # fmt: skip
+        row = scores["0.weight"][0]
+        ahead += bool(row[0] > row[1])
+    assert 260 <= ahead <= 340  # 300 expected, standard deviation 8.7
+
+
+def test_parts_divide_the_images_evenly() -> None:
+    batches = [(torch.arange(10.0)[:, None], torch.arange(10)), (torch.arange(10.0, 35)[:, None], torch.arange(10, 35))]
+    portions = dealt(batches, 3)
+    assert [sum(len(x) for x, _ in portion) for portion in portions] == [12, 11, 12]
+    assert torch.cat([y for portion in portions for _, y in portion]).tolist() == list(range(35))
+    assert torch.cat([x for portion in portions for x, _ in portion]).flatten().tolist() == list(range(35))
+    assert len(dealt(batches, 100)) == 4  # eight images at least
+
+
+@pytest.mark.parametrize(("option", "value"), [("parts", 0), ("noise", -1.0)])
+def test_options_of_draws_out_of_range_are_named(option: str, value: float) -> None:
+    with pytest.raises(AutoSparseError, match=f"autos has {option} {value}: give"):
+        pruned_by("autos", state_scorer(), **{option: value})

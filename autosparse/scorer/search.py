@@ -1,0 +1,203 @@
+"""The scorer whose networks train best, found by trials.
+
+A linear scorer is tried on small tasks, one short training a trial. A Gaussian process learns the loss from the
+scorer's weights; where it may be lowest, the next trials are made (Thompson sampling: each trial minimises a function
+drawn from the posterior). The scorer in the end minimises the posterior mean, so that no single lucky trial counts.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+from autosparse.features import FEATURE_SETS
+from autosparse.scorer.network import Linear, Scorer
+from autosparse.scorer.trials import Task
+from autosparse.seeding import derive_seed
+
+FEATURES = "state"
+NAMES = FEATURE_SETS[FEATURES].names
+
+#: About the standard deviation of each feature over the layers of image classifiers on their way to one per cent: a
+#: weight of the scorer says what so much more of the feature adds to the logarithm of the odds.
+SCALES = {
+    "log|z|": 1.2,
+    "log|h|": 1.6,
+    "log out share": 0.7,
+    "log in share": 0.7,
+    "log fan-in": 1.2,
+    "log fan-out": 1.2,
+    "relative depth": 0.3,
+    "kernel size": 0.7,
+    "log share of weights": 1.6,
+    "log gradient scale / network's": 1.1,
+    "log weight scale / network's": 0.4,
+    "log density / network's": 1.0,
+}
+
+_POOL = 1024  # places among which a drawn function is minimised
+_STARTS = 5  # of the descent to the lowest posterior mean
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How a scorer is searched.
+
+    Args:
+        tasks: to try it on, in turn.
+        seeds: of the trials, in turn.
+        generations: how often the trials are looked at before the next are made.
+        trials: of a generation.
+        start: feature -> its slope, for the first generation's centre; 0 for the others.
+        spread: standard deviation of the weights that are tried around the best known ones.
+    """
+
+    tasks: tuple[Task, ...]
+    seeds: tuple[int, ...]
+    generations: int = 20
+    trials: int = 24
+    start: tuple[tuple[str, float], ...] = (("log|z|", 0.5), ("log|h|", 0.5), ("log share of weights", -0.5))
+    spread: float = 0.35
+    seed: int = 0
+
+    @property
+    def centre(self) -> np.ndarray:
+        """The weights that the search starts from."""
+        slopes = dict(self.start)
+        return np.array([slopes.get(name, 0.0) * SCALES[name] for name in NAMES])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that was made: which, of which weights, and the loss that came out."""
+
+    generation: int
+    index: int
+    task: int
+    seed: int
+    weights: tuple[float, ...]
+    loss: float
+
+
+def scorer_of(weights: Sequence[float]) -> Scorer:
+    """The linear scorer with these weights of the features in units of :data:`SCALES`."""
+    scorer = Scorer(FEATURES, "linear")
+    assert isinstance(scorer.network, Linear)
+    with torch.no_grad():
+        scorer.std.copy_(torch.tensor([SCALES[name] for name in NAMES]))
+        scorer.network.first.weight.copy_(torch.tensor([list(weights)]))
+        scorer.network.first.bias.zero_()
+    return scorer.eval()
+
+
+class Surrogate:
+    """What trials say of the loss: lower is better; in standard deviations of the trials of one task and seed."""
+
+    def __init__(self, trials: Sequence[Trial], seed: int) -> None:
+        self._x = np.array([trial.weights for trial in trials])
+        kernel = ConstantKernel(1.0, (1e-2, 1e2)) * RBF(np.full(len(NAMES), 2.0), (0.3, 30.0)) + WhiteKernel(
+            1.0, (1e-2, 1e1)
+        )
+        self._process = GaussianProcessRegressor(kernel, random_state=derive_seed(seed, "surrogate") % 2**32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound: a feature without effect
+            self._process.fit(self._x, _standardised(trials))
+
+    def at(self, weights: np.ndarray) -> tuple[float, float]:
+        """Posterior mean of the loss, and its standard deviation."""
+        mean, deviation = self._process.predict(weights[None], return_std=True)
+        noise = float(np.exp(self._process.kernel_.theta[-1]))
+        return float(mean[0]), float(np.sqrt(max(0.0, deviation[0] ** 2 - noise)))
+
+    def best(self, without: str | None = None) -> np.ndarray:
+        """The weights of the lowest posterior mean among those between the extremes that were tried.
+
+        Args:
+            without: a feature whose weight is to be zero.
+        """
+        used = np.array([name != without for name in NAMES])
+        low, high = self._x.min(axis=0) * used, self._x.max(axis=0) * used
+        inside = self._x * used
+        starts = inside[np.argsort(self._process.predict(inside), kind="stable")[:_STARTS]]
+        bounds = list(zip(low, high, strict=True))
+        ends = [
+            minimize(lambda x: float(self._process.predict(x[None])[0]), x, method="L-BFGS-B", bounds=bounds)
+            for x in starts
+        ]
+        return min(ends, key=lambda end: float(end.fun)).x
+
+    def draws(self, count: int, spread: float, rng: np.random.Generator) -> np.ndarray:
+        """``count`` weights, each the lowest of a function drawn from the posterior, around the best."""
+        near = rng.standard_normal((_POOL, len(NAMES))) * spread * rng.uniform(0, 1.5, (_POOL, 1))
+        pool = self.best() + near
+        functions = self._process.sample_y(pool, count, random_state=int(rng.integers(2**31)))
+        return pool[functions.argmin(axis=0)]
+
+
+def proposed(config: SearchConfig, generation: int, before: Sequence[Trial]) -> list[Trial]:
+    """The trials of a generation, still without losses; a function of the trials of earlier ones."""
+    rng = np.random.default_rng(derive_seed(config.seed, "generation", generation))
+    if generation == 0:
+        found = config.centre + rng.standard_normal((config.trials, len(NAMES))) * config.spread
+    else:
+        found = Surrogate(before, config.seed).draws(config.trials, config.spread, rng)
+    tasks, seeds = len(config.tasks), len(config.seeds)
+    return [
+        Trial(
+            generation, index, number % tasks, config.seeds[number // tasks % seeds],
+            tuple(round(float(weight), 4) for weight in weights), float("nan"),
+        )
+        for index, weights in enumerate(found)
+        for number in [generation * config.trials + index]
+    ]  # fmt: skip
+
+
+def search(
+    config: SearchConfig,
+    known: Sequence[Trial],
+    measure: Callable[[Sequence[Trial]], Iterable[tuple[Trial, float]]],
+    record: Callable[[Trial], None],
+    progress: Callable[[int, Surrogate], None] = lambda generation, surrogate: None,
+) -> list[Trial]:
+    """All trials of a search, in order.
+
+    Args:
+        known: those that were made before, of this search.
+        measure: gives the losses of trials, in any order.
+        record: is told every new trial as soon as it is made.
+        progress: is told the number of a generation that is over, and what is known then.
+    """
+    made = {(trial.generation, trial.index): trial for trial in known}
+    trials: list[Trial] = []
+    for generation in range(config.generations):
+        wanted = proposed(config, generation, trials)
+        for trial, loss in measure([trial for trial in wanted if (trial.generation, trial.index) not in made]):
+            done = replace(trial, loss=loss)
+            made[trial.generation, trial.index] = done
+            record(done)
+        trials += [made[trial.generation, trial.index] for trial in wanted]
+        progress(generation, Surrogate(trials, config.seed))
+    return trials
+
+
+def _standardised(trials: Sequence[Trial]) -> np.ndarray:
+    """Losses less the mean of their task and seed, over the deviation within their task."""
+    losses = np.array([trial.loss for trial in trials])
+    task = np.array([trial.task for trial in trials])
+    group = np.array([trial.seed for trial in trials])
+    found = np.empty_like(losses)
+    for index in np.unique(task):
+        of_task = task == index
+        for seed in np.unique(group[of_task]):
+            rows = of_task & (group == seed)
+            found[rows] = losses[rows] - losses[rows].mean()
+        found[of_task] /= max(float(found[of_task].std()), 1e-12)
+    return found
