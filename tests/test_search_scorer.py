@@ -197,6 +197,7 @@ def test_killed_and_started_again_the_command_writes_the_same_scorer(tmp_path: P
         (("seeds: [1, 2]", "sedes: [1, 2]"), "search.yaml:8: unknown key 'sedes'"),
         (("density: 0.1", "density: 2"), "search.yaml:5: tasks[0].density is 2"),
         (("name: resnet20", "name: resnet21"), "search.yaml:3: tasks[0].model.name: unknown model 'resnet21'"),
+        (("density: 0.1", "density: 0.1\n    options: {step: 3}"), "search.yaml:6: tasks[0].options: unknown option"),
         (("trials: 4", "trials: 4\nstart: {z: 1}"), "search.yaml:11: start: unknown feature 'z'"),
     ],
 )

@@ -24,11 +24,12 @@ from autosparse.data import ImageData, load_data
 from autosparse.errors import AutoSparseError, DivergedError, UnknownNameError
 from autosparse.files import exclusive, require_absent
 from autosparse.provenance import provenance
+from autosparse.pruning import Request
 from autosparse.scorer.search import NAMES, SCALES, SearchConfig, Surrogate, Trial, scorer_of, search
 from autosparse.scorer.store import card_path, save_scorer
 from autosparse.scorer.trial_file import TrialFile
 from autosparse.scorer.trials import Task, trial
-from autosparse.yaml_settings import DatasetEntry, ModelEntry, Part, Share, read_settings
+from autosparse.yaml_settings import DatasetEntry, ModelEntry, Options, Part, Share, checked, read_settings
 
 
 class TaskEntry(Part):
@@ -41,6 +42,12 @@ class TaskEntry(Part):
     score_images: int = Field(1280, ge=1)
     batch_size: int = Field(128, ge=2)
     lr: float = Field(0.1, gt=0)
+    options: Options = Field(default_factory=dict)
+
+    @field_validator("options")
+    @classmethod
+    def _known(cls, options: Options) -> Options:
+        return checked(options, lambda given: Request(0.5, "autos", given).check())
 
 
 class SearchEntry(Part):
@@ -119,7 +126,7 @@ def _read(path: Path) -> tuple[SearchConfig, list[DatasetEntry]]:
     tasks = [
         Task(
             entry.model.name, entry.density, entry.model.args, entry.dataset.name, entry.dataset.image_size,
-            entry.train_images, entry.score_images, entry.batch_size, entry.lr,
+            entry.train_images, entry.score_images, entry.batch_size, entry.lr, entry.options,
         )
         for entry in found.tasks
     ]  # fmt: skip

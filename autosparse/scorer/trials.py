@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from autosparse.data import ImageData
 from autosparse.models import seeded_model
-from autosparse.pruning import prune, score_batches
+from autosparse.pruning import prune, score_batches, training_stream
 from autosparse.scorer.network import Scorer
 from autosparse.training import TrainConfig, evaluate_loss, train
 
@@ -23,6 +24,7 @@ class Task:
         density: share of the weights that is kept.
         train_images: how many images the network is trained on, each seen once.
         score_images: how many images the scorer sees gradients of.
+        options: of the method ``autos``, such as ``steps``.
     """
 
     model: str
@@ -34,6 +36,7 @@ class Task:
     score_images: int = 1280
     batch_size: int = 128
     lr: float = 0.1
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def trial(task: Task, scorer: Scorer, seed: int, data: ImageData, device: torch.device | str = "cpu") -> float:
@@ -49,7 +52,10 @@ def trial(task: Task, scorer: Scorer, seed: int, data: ImageData, device: torch.
         task.model, seed=seed, num_classes=data.num_classes, in_channels=data.channels, **task.model_args
     ).to(device)
     batches = score_batches(data, seed=seed, images=task.score_images)
-    pruned = prune(model, batches, sparsity=1 - task.density, scorer=scorer, on_paths=True, num_batches=None, seed=seed)
+    pruned = prune(
+        model, batches, sparsity=1 - task.density, options=task.options, scorer=scorer, on_paths=True,
+        num_batches=None, seed=seed, stream=partial(training_stream, data, seed=seed),
+    )  # fmt: skip
     config = TrainConfig(epochs=1, batch_size=task.batch_size, lr=task.lr, seed=seed)
     train(model, data.with_less(task.train_images, seed), config, masks=pruned.masks, device=device, validate=False)
     return evaluate_loss(model, data.val)
