@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autosparse.budget import keep_count, select
+from autosparse.budget import keep_count
 from autosparse.choose import Choice, choose
 from autosparse.criteria import Batches, LossFn, mean_gradient
 from autosparse.features import NetworkFeatures
@@ -75,6 +75,7 @@ def explain(
     sparsity: float,
     scorer: Scorer | str | Path | None = None,
     methods: Sequence[str] = ("snip", "synflow", "random"),
+    on_paths: bool | None = None,
     loss_fn: LossFn = F.cross_entropy,
     seed: int = 0,
     progress: Callable[[str], None] = lambda what: None,
@@ -86,6 +87,7 @@ def explain(
         sparsity: fraction of the weights that would be removed.
         scorer: as for :func:`autosparse.prune`.
         methods: to compare with, each with its own rounds and budget.
+        on_paths: of ``autos``, as for :func:`autosparse.prune`.
         seed: for methods that draw.
         progress: is told what comes next.
 
@@ -101,19 +103,25 @@ def explain(
     progress("gradients")
     with scoring_stream(seed):
         gradients = mean_gradient(model, batches, loss_fn)
+    given = {"batches": batches, "loss_fn": loss_fn}
+
+    def kept(method: str, **more: Any) -> Masks:
+        recipe, options = recipe_of(method).with_options({})
+        paths = recipe.on_paths if on_paths is None or method != AUTOS else on_paths
+        choice = Choice(recipe.criterion, options, recipe.at_init, recipe.budget, on_paths=paths)
+        draw = generator(seed, "random scores")
+        with scoring_stream(seed):
+            return choose(model, choice, keep, gradients=gradients, generator=draw, **given, **more)[0]
+
     features = NetworkFeatures(chosen.feature_set, layers, prunable(model), gradients)
-    masks = {AUTOS: _kept(chosen, features, layers, keep)}
+    masks = {AUTOS: kept(AUTOS, scorer=chosen)}
     for method in methods:
         progress(method)
-        recipe, options = recipe_of(method).with_options({})
-        choice = Choice(recipe.criterion, options, recipe.at_init, recipe.budget)
-        given = {"batches": batches, "loss_fn": loss_fn, "generator": generator(seed, "random scores")}
-        with scoring_stream(seed):
-            masks[method], _ = choose(model, choice, keep, gradients=gradients, **given)
+        masks[method] = kept(method)
     worth = []
     for column, (feature, mean) in enumerate(zip(features.spec.names, _means(features, layers), strict=True)):
         progress(f"without {feature}")
-        worth.append(_worth(feature, masks[AUTOS], _kept(chosen.holding(column, mean), features, layers, keep)))
+        worth.append(_worth(feature, masks[AUTOS], kept(AUTOS, scorer=chosen.holding(column, mean))))
     return Explanation(
         scorer=name,
         sparsity=sparsity,
@@ -124,10 +132,6 @@ def explain(
         chance={method: _by_chance(masks[AUTOS], masks[method]) for method in methods},
         worth=sorted(worth, key=lambda entry: -entry.changed),
     )
-
-
-def _kept(scorer: Scorer, features: NetworkFeatures, layers: Sequence[Layer], keep: int) -> Masks:
-    return select({layer.name: scorer.score(features.layer(layer)) for layer in layers}, layers, keep)
 
 
 def _means(features: NetworkFeatures, layers: Sequence[Layer]) -> list[float]:

@@ -129,7 +129,8 @@ class Request:
         granularity: ``weights``, or ``N:M``.
         min_layer_density: every layer keeps at least this fraction of its weights.
         keep_connected: every layer keeps a weight that lies on a path from input to output.
-        on_paths: only weights that lie on a path from input to output are kept (:mod:`autosparse.paths`).
+        on_paths: only weights that lie on a path from input to output are kept (:mod:`autosparse.paths`). By default as
+            the method says, but where ``keep_connected`` or N:M blocks are asked for.
         sanity: a check of :mod:`autosparse.sanity`, such as ``shuffle``, ``reinit`` or ``invert``.
     """
 
@@ -140,7 +141,7 @@ class Request:
     granularity: str = "weights"
     min_layer_density: float = 0.0
     keep_connected: bool = False
-    on_paths: bool = False
+    on_paths: bool | None = None
     sanity: str | None = None
 
     def check(self, *, at_init: bool = True) -> None:
@@ -177,6 +178,12 @@ class Request:
             )
         if self.keep_connected and self.on_paths:
             raise AutoSparseError("on-paths keeps the network connected by itself: leave keep-connected out")
+
+    def keeps_paths(self, recipe: Recipe) -> bool:
+        """Whether only weights on paths are kept."""
+        if self.on_paths is None:
+            return recipe.on_paths and not self.keep_connected and self.granularity == "weights"
+        return self.on_paths
 
     def _check_fit(self, recipe: Recipe) -> None:
         """Refuse settings for which the method's moment has no use."""
@@ -237,7 +244,7 @@ def prune(
     micro_batch: int | None = None,
     min_layer_density: float = 0.0,
     keep_connected: bool = False,
-    on_paths: bool = False,
+    on_paths: bool | None = None,
     sanity: str | None = None,
     seed: int = 0,
     gradients: Mapping[str, Tensor] | None = None,
@@ -279,7 +286,8 @@ def prune(
     criterion = CRITERIA.get(recipe.criterion)
     layers, blocks = layers_of(model), parse_granularity(granularity)
     batches = None if data is None else list(micro_batches(itertools.islice(data, num_batches), micro_batch))
-    if not batches and (criterion.needs_data or keep_connected or on_paths):
+    paths = request.keeps_paths(recipe)
+    if not batches and (criterion.needs_data or keep_connected or paths):
         setting = " with keep_connected" if keep_connected else " with on_paths" if on_paths else ""
         raise AutoSparseError(
             f"method '{method}'{setting} needs data: "
@@ -298,7 +306,7 @@ def prune(
     with counted_images() as images, scoring_stream(seed):
         rule = _budget(model, budget or recipe.budget, keep, seed, gradients, ingredients)
         choice = Choice(
-            recipe.criterion, own, recipe.at_init, rule, blocks, min_layer_density, sanity == "invert", on_paths
+            recipe.criterion, own, recipe.at_init, rule, blocks, min_layer_density, sanity == "invert", paths
         )
         draw = generator(seed, "random scores")
         masks, scores = choose(model, choice, keep, gradients=gradients, generator=draw, **ingredients)

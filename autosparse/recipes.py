@@ -49,6 +49,7 @@ class Recipe:
 
     Args:
         rounds: for a trigger during training, the rounds at its one moment, back to back.
+        on_paths: keep only weights on a path from input to output, unless a setting says otherwise.
         rescale: put the weights that are left back to the edge of chaos (a fifth axis that SBP-SR alone needs: what
             happens to the survivors).
         summary, paper: by default those of the criterion.
@@ -58,6 +59,7 @@ class Recipe:
     budget: str = "global"
     when: When = ONE_SHOT
     rounds: AtInit = ONE_SHOT
+    on_paths: bool = False
     rescale: bool = False
     summary: str = ""
     paper: str = ""
@@ -128,6 +130,7 @@ _CROPIT = AtInit(rounds=7, path="halving")
 
 RECIPES: Registry[Recipe] = Registry("method")
 for _name, _recipe in {
+    "autos": Recipe("autos", on_paths=True),
     "random": Recipe("random", budget="erk"),
     "synflow": Recipe("synflow", when=AtInit(rounds=100)),
     "iter-snip": Recipe(

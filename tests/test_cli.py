@@ -26,10 +26,10 @@ Capture = pytest.CaptureFixture[str]
 
 OPTIONS = {
     "prune": "out model model-arg sparsity method method-arg scorer budget granularity min-layer-density "
-    "keep-connected on-paths sanity dataset score-images image-size split-seed data-dir seed device micro-batch force "
-    "steps",
-    "explain": "out model model-arg sparsity scorer against dataset score-images image-size split-seed data-dir seed "
-    "device micro-batch force",
+    "keep-connected on-paths no-on-paths sanity dataset score-images image-size split-seed data-dir seed device "
+    "micro-batch force steps",
+    "explain": "out model model-arg sparsity scorer against on-paths no-on-paths dataset score-images image-size "
+    "split-seed data-dir seed device micro-batch force",
     "bench": "out jobs ray dry-run device data-dir retry-failed",
     "shrink": "out model model-arg flops params channels method method-arg spread keep round-to scorer dataset "
     "score-images image-size split-seed data-dir seed device micro-batch force",
@@ -91,7 +91,8 @@ def test_help_of_a_command_names_its_options(command: str, capsys: Capture) -> N
     ],
 )
 def test_defaults_that_depend_are_told(command: str, default: str, capsys: Capture) -> None:
-    assert f"[default: ({default})]" in plain(call(capsys, command, "--help").out)
+    told = re.sub(r"[│\s]+", " ", plain(call(capsys, command, "--help").out))  # it may go on in the next line
+    assert f"[default: ({default})]" in told
 
 
 def test_without_a_command_the_help_is_shown(capsys: Capture) -> None:

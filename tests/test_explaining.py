@@ -49,7 +49,8 @@ def two_layers() -> nn.Module:
 
 
 def test_a_feature_on_its_own_decides_everything_and_the_others_nothing() -> None:
-    found = explain(two_layers(), [(X, Y)], sparsity=0.5, scorer=linear_scorer("paper", w=1.0), methods=())
+    scorer = linear_scorer("paper", w=1.0)
+    found = explain(two_layers(), [(X, Y)], sparsity=0.5, scorer=scorer, methods=(), on_paths=False)
     # By w the 12 largest are kept: 13 to 24. Without it all are equal, and the first 12 of the order stay: 1 to 12.
     # 8 of the second layer have moved to the first, whose own 4 were exchanged.
     assert found.densities == {"autos": {"0.weight": 0.25, "1.weight": 1.0}}
@@ -62,7 +63,7 @@ def test_a_feature_on_its_own_decides_everything_and_the_others_nothing() -> Non
 
 def test_shared_weights_are_counted_and_so_are_those_by_chance() -> None:
     scorer = linear_scorer("paper", w=-1.0)
-    found = explain(two_layers(), [(X, Y)], sparsity=0.25, scorer=scorer, methods=("magnitude",))
+    found = explain(two_layers(), [(X, Y)], sparsity=0.25, scorer=scorer, methods=("magnitude",), on_paths=False)
     # autos keeps 1 to 18, magnitude 7 to 24: 12 of its 18 are shared.
     assert found.shared == {"magnitude": 12 / 18}
     # autos keeps all of the first layer and 2 of 8 of the second, magnitude 10 and 8.

@@ -65,7 +65,7 @@ class Cell:
     scorer: str | None = None
     min_layer_density: float = 0.0
     keep_connected: bool = False
-    on_paths: bool = False
+    on_paths: bool | None = None
     choose: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     choose_seed: int | None = None
     score_images: int = 1280
@@ -163,8 +163,8 @@ class Cell:
             words += ["--min-layer-density", repr(self.min_layer_density)]
         if self.keep_connected:
             words += ["--keep-connected"]
-        if self.on_paths:
-            words += ["--on-paths"]
+        if self.on_paths is not None:
+            words += ["--on-paths" if self.on_paths else "--no-on-paths"]
         return [*words, "--score-images", str(self.score_images)]
 
     def _channel_words(self) -> list[str]:

@@ -72,7 +72,7 @@ class MethodEntry(Part):
     scorer: str | None = None
     min_layer_density: float = Field(0.0, ge=0, le=1)
     keep_connected: bool = False
-    on_paths: bool = False
+    on_paths: bool | None = None
     when: str | None = None
     what: str | None = None
     spread: str | None = None

@@ -20,6 +20,7 @@ from autosparse.cli.options import (
     MicroBatchOption,
     ModelArgOption,
     ModelOption,
+    OnPathsOption,
     ScoreImagesOption,
     ScorerOption,
     SparsityOption,
@@ -59,6 +60,7 @@ def explain_command(
             show_default=", ".join(_OTHERS),
         ),
     ] = None,
+    on_paths: OnPathsOption = None,
     dataset: DatasetOption = "digits",
     score_images: ScoreImagesOption = 1280,
     micro_batch: MicroBatchOption = SCORE_BATCH,
@@ -80,7 +82,7 @@ def explain_command(
     methods = against or list(_OTHERS)
     settings = prune_settings(
         AUTOS, sparsity, None, "weights", at_init=True,
-        scorer=scorer, score_images=score_images, micro_batch=micro_batch,
+        on_paths=on_paths, scorer=scorer, score_images=score_images, micro_batch=micro_batch,
     )  # fmt: skip
     for method in methods:
         prune_settings(method, sparsity, None, "weights", at_init=True)
@@ -100,6 +102,7 @@ def explain_command(
             sparsity=settings.sparsity,
             scorer=scorer,
             methods=methods,
+            on_paths=on_paths,
             seed=seed,
             progress=progress,
         )

@@ -95,8 +95,12 @@ KeepConnectedOption = Annotated[
     bool, typer.Option("--keep-connected", help="Every layer keeps a weight on a path from input to output.")
 ]
 OnPathsOption = Annotated[
-    bool,
-    typer.Option("--on-paths", help="Keep only weights on a path from input to output, the next best for the others."),
+    bool | None,
+    typer.Option(
+        "--on-paths/--no-on-paths",
+        help="Keep only weights on a path from input to output, the next best for the others.",
+        show_default="on for autos",
+    ),
 ]
 SanityOption = Annotated[
     str | None,

@@ -72,7 +72,7 @@ def prune_command(
     granularity: GranularityOption = "weights",
     min_layer_density: MinLayerDensityOption = 0.0,
     keep_connected: KeepConnectedOption = False,
-    on_paths: OnPathsOption = False,
+    on_paths: OnPathsOption = None,
     sanity: SanityOption = None,
     dataset: DatasetOption = "digits",
     score_images: ScoreImagesOption = 1280,

@@ -88,7 +88,7 @@ def train_command(
     granularity: GranularityOption = "weights",
     min_layer_density: MinLayerDensityOption = 0.0,
     keep_connected: KeepConnectedOption = False,
-    on_paths: OnPathsOption = False,
+    on_paths: OnPathsOption = None,
     sanity: SanityOption = None,
     where: Annotated[
         str | None,
