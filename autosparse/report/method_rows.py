@@ -55,7 +55,7 @@ def difference_figure(
             a hollow grey one is not.
         labels: rows from top to bottom.
     """
-    figure, panels = _row_panels(title, labels, len(columns))
+    figure, panels = _row_panels(title, labels, len(columns), beside_legend=34)
     reach = _reach([contrast for column in columns.values() for contrast in column.values()])
     for axes, (name, column) in zip(panels, columns.items(), strict=True):
         axes.axvline(0, color=INK, linewidth=1, zorder=2)
@@ -108,7 +108,7 @@ def rank_figure(mean_ranks: Mapping[str, float], title: str, critical_difference
     Args:
         mean_ranks: label -> mean rank, 1 the best, in the order of the rows.
     """
-    figure, (axes,) = _row_panels(title, list(mean_ranks), 1)
+    figure, (axes,) = _row_panels(title, list(mean_ranks), 1, beside_legend=48)
     best = min(mean_ranks.values())
     if critical_difference is not None:
         axes.axvspan(best, best + critical_difference, color=GRID, alpha=0.6, linewidth=0, zorder=1)
@@ -127,7 +127,7 @@ def cost_figure(panels: Mapping[str, Mapping[str, Sequence[float]]], title: str,
     Args:
         panels: axis title -> label -> positive values; a label that was not measured has an empty row.
     """
-    figure, drawn = _row_panels(title, labels, len(panels))
+    figure, drawn = _row_panels(title, labels, len(panels), beside_legend=None)
     for axes, (name, column) in zip(drawn, panels.items(), strict=True):
         axes.set_xscale("log")
         for row, label in enumerate(labels):
@@ -158,7 +158,7 @@ def layer_map_figure(
     alive = table[table > 0]
     low, high = (float(alive.min()) / 1.05, float(alive.max()) * 1.05) if alive.size else (0.01, 1.0)
     height = 2.0 + _ROW * max(len(densities), 7)
-    figure = new_figure(height, title)
+    figure = new_figure(height, title, 48)
     axes = figure.add_subplot()
     dress(axes, "layer, from input to output", "", grid="")
     image = axes.imshow(
@@ -185,9 +185,16 @@ def layer_map_figure(
     return figure
 
 
-def _row_panels(title: str, labels: Sequence[str], count: int) -> tuple[Figure, list[Axes]]:
-    """Panels side by side that share rows, one for each label, the first on top."""
-    figure = new_figure(1.5 + _ROW * len(labels), title)
+def _row_panels(
+    title: str, labels: Sequence[str], count: int, *, beside_legend: int | None
+) -> tuple[Figure, list[Axes]]:
+    """Panels side by side that share rows, one for each label, the first on top.
+
+    Args:
+        beside_legend: characters of a line of the title beside a legend; ``None`` without one.
+    """
+    height = 1.5 + _ROW * len(labels)
+    figure = new_figure(height, title) if beside_legend is None else new_figure(height, title, beside_legend)
     panels = list(figure.subplots(1, count, sharey=True, squeeze=False).ravel())
     for axes in panels:
         dress(axes, "", "", grid="both")

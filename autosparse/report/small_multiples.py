@@ -122,7 +122,10 @@ def _draw_line(axes: Axes, label: str, line: Series, style: MethodStyle, low: fl
     x = np.array(sorted(line))
     y = np.array([line[density].mean for density in x])
     below, above = np.array([line[density].ends for density in x]).reshape(-1, 2).T
-    axes.fill_between(x, below, above, color=style.colour, alpha=0.2, linewidth=0, zorder=3)
+    if len(x) == 1:  # a band of no width would not be seen
+        axes.vlines(x, np.maximum(below, low), above, color=style.colour, alpha=0.6, linewidth=1.6, zorder=3)
+    else:
+        axes.fill_between(x, below, above, color=style.colour, alpha=0.2, linewidth=0, zorder=3)
     axes.plot(
         x, y, color=style.colour, linestyle=style.dash, marker=style.marker, markersize=4.5, linewidth=1.8, zorder=5,
         gid=f"label:{label}",

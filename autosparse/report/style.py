@@ -173,10 +173,14 @@ def percent_ticks(low: float, high: float) -> list[float]:
     return [value for value in values if low / slack <= value <= high * slack]
 
 
-def new_figure(height: float, title: str) -> Figure:
-    """An empty white figure with ``title``; its parts arrange themselves when it is drawn."""
+def new_figure(height: float, title: str, characters: int = _TITLE_CHARACTERS) -> Figure:
+    """An empty white figure with ``title``; its parts arrange themselves when it is drawn.
+
+    Args:
+        characters: of a line of the title; fewer leave room for a legend beside it.
+    """
     figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor=PAPER)
-    wrapped = textwrap.fill(title, _TITLE_CHARACTERS)
+    wrapped = textwrap.fill(title, characters)
     figure.suptitle(plain(wrapped), x=0.015, ha="left", fontsize=12, fontweight="bold", color=INK)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr, call-arg]
     return figure
