@@ -146,7 +146,7 @@ class _Worker:
 
 def _work(pipe: connection.Connection, job: Job, device: str, threads: int) -> None:
     """A worker's life: cells come through ``pipe``, outcomes go back."""
-    _die_with_parent()
+    die_with_parent()
     torch.set_num_threads(threads)
     if device.startswith("cuda"):
         torch.cuda.set_device(device)  # what asks for "cuda" means this one
@@ -157,7 +157,8 @@ def _work(pipe: connection.Connection, job: Job, device: str, threads: int) -> N
             pipe.send(attempt(pipe.recv(), job, device))
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """End this process, at once and without a word, when the one that started it ends, however that ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from pydantic import Field, field_validator
 from rich.table import Table
 from tqdm import tqdm
 
-from autosparse.bench.runner import threads_of
+from autosparse.bench.runner import die_with_parent, threads_of
 from autosparse.cli.options import RUN, DataDirOption, DeviceOption, ForceOption, console, help_text, resolve_device
 from autosparse.data import ImageData, load_data
 from autosparse.errors import AutoSparseError, DivergedError, UnknownNameError
@@ -179,7 +180,9 @@ _worker: _Trials | None = None  # of a process of :meth:`_Trials.in_processes`
 
 def _begin(arguments: tuple[Any, ...], threads: int) -> None:
     global _worker
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore")  # a network without a layer is a trial like others
     torch.set_num_threads(threads)
     _worker = _Trials(*arguments)
 
