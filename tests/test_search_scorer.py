@@ -73,6 +73,17 @@ def test_trials_close_in_on_the_lowest_loss_whatever_tasks_and_seeds_cost() -> N
     assert best["log|h|"] == pytest.approx(0.5, abs=0.15)
 
 
+def test_networks_that_cannot_learn_do_not_set_the_scale() -> None:
+    def dead(wanted: Sequence[Trial]) -> Iterator[tuple[Trial, float]]:
+        for trial in wanted:
+            yield trial, 1e6 if trial.weights[0] < 0.3 else bowl(trial)
+
+    trials = search(replace(CONFIG, generations=6, trials=16), [], dead, lambda _: None)
+    best = dict(zip(NAMES, Surrogate(trials, CONFIG.seed).best(), strict=True))
+    assert best["log|z|"] == pytest.approx(1, abs=0.2)
+    assert best["log|h|"] == pytest.approx(0.5, abs=0.2)
+
+
 def test_what_a_feature_is_worth_is_the_loss_without_it() -> None:
     trials, _ = searched(replace(CONFIG, generations=6, trials=16))
     surrogate = Surrogate(trials, CONFIG.seed)

@@ -111,7 +111,7 @@ def search_scorer_command(
             "slopes": {name: float(slope) for name, slope in zip(NAMES, best / list(SCALES.values()), strict=True)},
             "predicted": {"start": surrogate.at(config.centre), "scorer": surrogate.at(best)},
             "worth": worth,
-            "note": "losses are in standard deviations of the trials of one task and seed; the worth of a feature is "
+            "note": "losses are in standard deviations of the trials of one task; the worth of a feature is "
             "the predicted loss of the best scorer without it, less that of the best",
             "provenance": provenance(),
         }

@@ -45,6 +45,7 @@ SCALES = {
 
 _POOL = 1024  # places among which a drawn function is minimised
 _STARTS = 5  # of the descent to the lowest posterior mean
+_FAR = 3.0  # standard deviations beyond which losses do not differ
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def scorer_of(weights: Sequence[float]) -> Scorer:
 
 
 class Surrogate:
-    """What trials say of the loss: lower is better; in standard deviations of the trials of one task and seed."""
+    """What trials say of the loss: lower is better; in standard deviations of the trials of one task."""
 
     def __init__(self, trials: Sequence[Trial], seed: int) -> None:
         self._x = np.array([trial.weights for trial in trials])
@@ -189,7 +190,11 @@ def search(
 
 
 def _standardised(trials: Sequence[Trial]) -> np.ndarray:
-    """Losses less the mean of their task and seed, over the deviation within their task."""
+    """Losses less the median of their task and seed, over the deviation within their task.
+
+    The deviation is that of normal losses of the same median absolute one, and no loss counts for more than three of
+    them: some trials leave networks that cannot learn, and these must not set the scale for the others.
+    """
     losses = np.array([trial.loss for trial in trials])
     task = np.array([trial.task for trial in trials])
     group = np.array([trial.seed for trial in trials])
@@ -198,6 +203,6 @@ def _standardised(trials: Sequence[Trial]) -> np.ndarray:
         of_task = task == index
         for seed in np.unique(group[of_task]):
             rows = of_task & (group == seed)
-            found[rows] = losses[rows] - losses[rows].mean()
-        found[of_task] /= max(float(found[of_task].std()), 1e-12)
-    return found
+            found[rows] = losses[rows] - np.median(losses[rows])
+        found[of_task] /= max(1.4826 * float(np.median(np.abs(found[of_task]))), 1e-12)
+    return np.clip(found, -_FAR, _FAR)
