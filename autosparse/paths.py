@@ -18,6 +18,7 @@ from autosparse.connectivity import connecting_weights, flow_through, in_float64
 from autosparse.layers import Layer
 from autosparse.masks import Masks
 
+_LITTLE = 0.02  # of the weights may be wasted where the scores alone select
 _STEP = 0.8  # of the weights stay in one selection: what it strands is seen before the next
 
 
@@ -46,10 +47,11 @@ def select_on_paths(
 ) -> Masks:
     """As :func:`autosparse.budget.select`, with every kept weight on a path from input to output.
 
-    Weights go a fifth at a time, first those that are wasted and then those of the lowest scores; no layer loses more
-    than half at once. What the last selection strands is exchanged for the best weights that join what is left. Where
-    the scores would cut the network, those go through which least flows (as SynFlow's do, arXiv 2006.05467). Every
-    selection costs one backward pass of one image, or three.
+    The scores alone select down to the least of ``keep``, 2 ``keep``, 4 ``keep``, ... that wastes next to nothing. From
+    there weights go a fifth at a time, first those that are wasted and then those of the lowest scores; no layer loses
+    more than half at once. What the last selection strands is exchanged for the best weights that join what is left.
+    Where the scores would cut the network, those go through which least flows (as SynFlow's do, arXiv 2006.05467).
+    Every selection costs one backward pass of one image, or three.
 
     Exceptions are networks with so few weights that not even these steps find as many on paths: some are wasted then,
     and at worst one path through every layer is kept.
@@ -82,8 +84,17 @@ def _selected(
         )
 
     masks = Masks.dense(model) if within is None else within
-    steps = [masks]  # what was left after each selection
     live = on_paths(model, masks, x)
+    steps = [(masks, live)]  # what was left after each selection
+    allowed, count = (live if live.kept >= keep else masks), keep
+    while count < allowed.kept:  # from the density on that is wasted in earnest, more care is needed
+        masks = chosen(count, allowed)
+        live = on_paths(model, masks, x)
+        if live.kept >= (1 - _LITTLE) * count:
+            steps.append((masks, live))
+            break
+        count *= 2
+    masks, live = steps[-1]
     for count in _way(masks.kept, keep):
         allowed = live if live.kept >= count else masks
         masks = chosen(count, allowed, _best_half(scores, allowed, count))
@@ -91,20 +102,23 @@ def _selected(
         if not live.kept:
             masks = select(flow_through(model, allowed, x), layers, count, within=allowed)
             live = on_paths(model, masks, x)
-        steps.append(masks)
+        steps.append((masks, live))
     best, most = masks, 0
-    for start in reversed(steps):  # the later, the more of it the scores have decided
-        masks = _by_flow(model, layers, keep, x, start)
-        live = on_paths(model, masks, x)
+    for masks, live in reversed(steps):  # the later, the more of it the scores have decided
+        if masks.kept > keep:
+            masks = _by_flow(model, layers, keep, x, masks)
+            live = on_paths(model, masks, x)
+        if live.kept == keep:
+            return masks
         # What is useful to live weights alone: each makes a path with them, so none is wasted whichever are chosen.
         room = Masks(useful_weights(model, live, x))
         if live.kept and room.kept >= keep:
-            return masks if live.kept == keep else chosen(keep, room, live)
+            return chosen(keep, room, live)
         if live.kept >= most:
             best, most = masks, live.kept
     if most:
         return best
-    return chosen(keep, steps[0], connecting_weights(model, best, scores, x))
+    return chosen(keep, steps[0][0], connecting_weights(model, best, scores, x))
 
 
 def _by_flow(model: nn.Module, layers: Sequence[Layer], keep: int, x: Tensor, masks: Masks) -> Masks:
