@@ -188,7 +188,7 @@ class NetworkFeatures:
         if masks is None:
             self._network_rms = _rms(gradients, layers, self._total)
         else:
-            self._left = sum(int(masks[layer.name].sum()) for layer in layers)
+            self._left = sum(int(masks[layer.name].count_nonzero()) for layer in layers)
             left = {layer.name: gradients[layer.name] * masks[layer.name] for layer in layers}
             self._network_rms = _rms(left, layers, self._left)
         self._weight_rms = _rms(weights, layers, self._left) if name == "state" else 0.0
@@ -224,8 +224,8 @@ class NetworkFeatures:
 
     def _state(self, layer: Layer, weight: Tensor, gradient: Tensor) -> LayerFeatures:
         masks = self._masks
+        left = layer.size if masks is None else int(masks[layer.name].count_nonzero())
         mask = torch.ones_like(weight) if masks is None else masks[layer.name].reshape(weight.shape).to(weight)
-        left = int(mask.sum())
         scales = [
             math.sqrt(float((values * mask).square().sum()) / left) if left else 0.0 for values in (weight, gradient)
         ]

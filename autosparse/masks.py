@@ -46,14 +46,14 @@ class Masks(Mapping[str, Tensor]):
 
     @property
     def kept(self) -> int:
-        return sum(int(mask.sum()) for mask in self._masks.values())
+        return sum(int(mask.count_nonzero()) for mask in self._masks.values())
 
     @property
     def density(self) -> float:
         return self.kept / self.total
 
     def layer_densities(self) -> dict[str, float]:
-        return {name: int(mask.sum()) / mask.numel() for name, mask in self._masks.items()}
+        return {name: int(mask.count_nonzero()) / mask.numel() for name, mask in self._masks.items()}
 
     def to(self, device: torch.device | str) -> Masks:
         return Masks({name: mask.to(device) for name, mask in self._masks.items()})

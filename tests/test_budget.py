@@ -336,3 +336,20 @@ def test_every_registered_rule_but_global_gives_one_density_a_layer() -> None:
             assert name == "global"
         else:
             assert rule(ERK_LAYERS, 0.2).shape == (3,)
+
+
+@pytest.mark.parametrize("k", [1, 5_000, 200_000, 399_999])
+@pytest.mark.parametrize("kind", ["normal", "ties", "sorted", "masked"])
+def test_the_largest_of_many_are_those_of_a_sort(kind: str, k: int) -> None:
+    values = torch.randn(400_000, generator=torch.Generator().manual_seed(0))
+    if kind == "ties":
+        values = (2 * values).round()
+    elif kind == "sorted":
+        values = values.sort().values
+    elif kind == "masked":
+        values[values < 1] = -math.inf
+        values[:100] = math.inf
+    kept = top_k(values, k)
+    expected = torch.zeros_like(kept)
+    expected[values.argsort(descending=True, stable=True)[:k]] = True
+    assert torch.equal(kept, expected)

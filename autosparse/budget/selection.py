@@ -16,6 +16,8 @@ from autosparse.layers import Layer, total_weights
 from autosparse.masks import Masks
 
 Scores = Mapping[str, Tensor]
+_SAMPLE = 100_000  # values that give bounds for the largest of many
+_SCATTER = 2_654_435_761  # a prime near 2^32 over the golden ratio
 
 
 def density_of(sparsity: float) -> float:
@@ -54,11 +56,27 @@ def top_k(values: Tensor, k: int) -> Tensor:
         return torch.zeros_like(values, dtype=torch.bool)
     if k >= values.numel():
         return torch.ones_like(values, dtype=torch.bool)
-    threshold = values.kthvalue(values.numel() - k + 1).values
+    threshold = _kth_largest(values, k)
     kept = values > threshold
-    missing = k - int(kept.sum())
+    missing = k - int(kept.count_nonzero())
     kept[(values == threshold).nonzero()[:missing, 0]] = True
     return kept
+
+
+def _kth_largest(values: Tensor, k: int) -> Tensor:
+    """The ``k``-th largest of ``values [n]``; of many, it is found among those between two sampled bounds."""
+    if values.numel() > 2 * _SAMPLE:
+        # Scattered: a stride would fall in step with kernels and channels.
+        places = torch.arange(_SAMPLE, device=values.device) * _SCATTER % values.numel()
+        sample = values[places].sort(descending=True).values
+        place = len(sample) * k / values.numel()
+        slack = 4 * math.sqrt(place) + 16
+        high, low = sample[max(0, int(place - slack))], sample[min(len(sample) - 1, int(place + slack))]
+        above = int((values > high).count_nonzero())
+        between = values[(values <= high) & (values >= low)]
+        if above < k <= above + len(between):
+            return between.kthvalue(len(between) - (k - above) + 1).values
+    return values.kthvalue(values.numel() - k + 1).values
 
 
 def floors(layers: Sequence[Layer], min_layer_density: float, keep: int) -> list[int]:
@@ -100,7 +118,7 @@ def select(
     flat = _flat(scores, layers)
     capacity = [layer.size for layer in layers]
     if within is not None:
-        capacity = [int(within[layer.name].sum()) for layer in layers]
+        capacity = [int(within[layer.name].count_nonzero()) for layer in layers]
         flat = {name: _fill(values, ~within[name], -math.inf) for name, values in flat.items()}
     if keep > sum(capacity):
         raise BudgetError(f"cannot keep {keep} weights out of {sum(capacity)}")

@@ -46,8 +46,7 @@ class Lasting:
     def pruned(self, said: Scores, before: Masks, after: Masks) -> None:
         """A pruning by the scores ``said`` (any that :func:`squeezed` gave) has left ``after`` of ``before``."""
         for name, score in self._scores.items():
-            gone = before[name] & ~after[name]
-            score[gone] = self._prunings + said[name][gone]
+            torch.where(before[name] & ~after[name], said[name] + self._prunings, score, out=score)
         self._prunings += 1
 
     def ended(self, said: Scores, masks: Masks) -> Scores:
@@ -60,8 +59,9 @@ class Lasting:
 def squeezed(scores: Scores) -> Scores:
     """Scores of any size in float32, put into [0, 1/2] by one linear map for the network."""
     found = {name: score.float() for name, score in scores.items()}
-    low = min(0.0, *(float(score.min()) for score in found.values()))
-    high = max(float(score.max()) for score in found.values())
+    ends = [score.aminmax() for score in found.values()]
+    low = min(0.0, *(float(end.min) for end in ends))
+    high = max(float(end.max) for end in ends)
     return {name: (score - low) / (2 * (high - low)) if high > low else score - low for name, score in found.items()}
 
 
