@@ -81,6 +81,14 @@ FEATURE_SETS: dict[str, FeatureSet] = {
 }
 
 
+#: ``state`` of single weights: what is one of channels elsewhere is one of theirs.
+_OF_REST = FeatureSet(
+    weight=FEATURE_SETS["state"].weight,
+    out_channel=FEATURE_SETS["state"].out_channel + FEATURE_SETS["state"].in_channel,
+    layer=FEATURE_SETS["state"].layer,
+)
+
+
 def feature_set(name: str) -> FeatureSet:
     """The feature set called ``name``; UnknownNameError with the nearest names."""
     if name not in FEATURE_SETS:
@@ -219,7 +227,9 @@ class NetworkFeatures:
             to_h,
             torch.stack([_channel_means(weight, to_z, out_dims), _channel_means(gradient, to_h, out_dims)], dim=1),
             torch.stack([_channel_means(weight, to_z, in_dims), _channel_means(gradient, to_h, in_dims)], dim=1),
-            weight.new_tensor(self._layer_context(layer, float(gradient_rms))),
+            weight.new_tensor(
+                _layer_context(layer, len(self.layers), self._total, float(gradient_rms), self._network_rms)
+            ),
         )
 
     def _state(self, layer: Layer, weight: Tensor, gradient: Tensor) -> LayerFeatures:
@@ -230,9 +240,8 @@ class NetworkFeatures:
             math.sqrt(float((values * mask).square().sum()) / left) if left else 0.0 for values in (weight, gradient)
         ]
         context = [
-            *self._layer_context(layer, scales[1]),
-            _log_share(scales[0], self._weight_rms),
-            _log_share(left / layer.size, self._left / self._total),
+            *_layer_context(layer, len(self.layers), self._total, scales[1], self._network_rms),
+            *_state_context(layer, left, scales[0], self._weight_rms, self._left / self._total),
         ]
         return LayerFeatures(
             self.spec,
@@ -246,15 +255,84 @@ class NetworkFeatures:
             weight.new_tensor(context),
         )
 
-    def _layer_context(self, layer: Layer, gradient_rms: float) -> list[float]:
-        return [
-            math.log(layer.fan_in),
-            math.log(layer.fan_out),
-            layer.depth / max(1, len(self.layers) - 1),
-            math.sqrt(layer.taps),
-            math.log(layer.size / self._total),
-            _log_share(gradient_rms, self._network_rms),
+
+class FeaturesOfRest:
+    """The ``state`` features of the weights that are left, a row a weight: removed ones cost nothing.
+
+    Args:
+        layers: the layers, in order.
+        weights, gradients: what is left of each layer, ``[n]``, on one device.
+        places: where in the flattened layer, ``[n]``, ascending; ``None`` where everything is left.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        places: Mapping[str, Tensor | None],
+    ) -> None:
+        self._count = len(layers)
+        self._weights, self._gradients, self._places = weights, gradients, places
+        self._total = total_weights(layers)
+        self._left = sum(len(weights[layer.name]) for layer in layers)
+        self._weight_rms = _rms(weights, layers, self._left)
+        self._gradient_rms = _rms(gradients, layers, self._left)
+
+    @torch.no_grad()
+    def layer(self, layer: Layer) -> LayerFeatures:
+        """Of shape ``(n,)``: as if each weight were an output channel of its own."""
+        weight, gradient = self._weights[layer.name], self._gradients[layer.name]
+        left = len(weight)
+        scales = [float(torch.linalg.vector_norm(values)) / math.sqrt(max(1, left)) for values in (weight, gradient)]
+        context = [
+            *_layer_context(layer, self._count, self._total, scales[1], self._gradient_rms),
+            *_state_context(layer, left, scales[0], self._weight_rms, self._left / self._total),
         ]
+        return LayerFeatures(
+            _OF_REST,
+            (left,),
+            weight[:, None, None],
+            gradient[:, None, None],
+            _inverse(self._weight_rms),
+            _inverse(self._gradient_rms),
+            self._channel_shares(layer, weight),
+            weight.new_empty(1, 0),
+            weight.new_tensor(context),
+        )
+
+    def _channel_shares(self, layer: Layer, weight: Tensor) -> Tensor:
+        """For each weight the shares of its output and its input channel that are left, ``[n, 2]``."""
+        places = self._places[layer.name]
+        if places is None:
+            return weight.new_full((1, 2), math.log(1.1)).expand(len(weight), 2)
+        channels = (places // (layer.shape[1] * layer.taps), places // layer.taps % layer.shape[1])
+        shares = [
+            _log_share_of_mean(torch.bincount(channel, minlength=size).to(weight))[channel]
+            for channel, size in zip(channels, layer.shape, strict=False)
+        ]
+        return torch.stack(shares, dim=1)
+
+
+def _layer_context(
+    layer: Layer, layers: int, total: int, gradient_rms: float, network_gradient_rms: float
+) -> list[float]:
+    """The layer-level features of ``scale-free``."""
+    return [
+        math.log(layer.fan_in),
+        math.log(layer.fan_out),
+        layer.depth / max(1, layers - 1),
+        math.sqrt(layer.taps),
+        math.log(layer.size / total),
+        _log_share(gradient_rms, network_gradient_rms),
+    ]
+
+
+def _state_context(
+    layer: Layer, left: int, weight_rms: float, network_weight_rms: float, network_density: float
+) -> list[float]:
+    """The layer-level features that ``state`` has beside those of ``scale-free``."""
+    return [_log_share(weight_rms, network_weight_rms), _log_share(left / layer.size, network_density)]
 
 
 def _rms(tensors: Mapping[str, Tensor], layers: Sequence[Layer], count: int) -> float:
@@ -270,5 +348,8 @@ def _log_share(value: float, whole: float) -> float:
 
 def _log_channel_share(mask: Tensor, dims: tuple[int, int]) -> Tensor:
     """What is left of each channel, in multiples of the layer's mean channel plus a tenth, as a logarithm [n, 1]."""
-    left = mask.sum(dim=dims)
-    return (left / left.mean().clamp(min=1e-12) + 0.1).log().unsqueeze(1)
+    return _log_share_of_mean(mask.sum(dim=dims)).unsqueeze(1)
+
+
+def _log_share_of_mean(left: Tensor) -> Tensor:
+    return (left / left.mean().clamp(min=1e-12) + 0.1).log()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from autosparse.errors import UnknownNameError
-from autosparse.features import FEATURE_SETS, LOG_FLOOR, NetworkFeatures, feature_set
+from autosparse.features import FEATURE_SETS, LOG_FLOOR, FeaturesOfRest, NetworkFeatures, feature_set
 from autosparse.layers import Layer, layers_of, prunable
 
 W = torch.tensor([[1.0, -1.0], [3.0, -3.0]]).reshape(2, 2, 1, 1)  # σ = √5
@@ -139,6 +139,23 @@ def test_state_features_by_hand() -> None:
         "log density / network's": math.log((3 / 4) / (left / 52)),
     }
     assert first == pytest.approx(expected, abs=1e-5)
+
+
+def test_features_of_the_rest_are_rows_of_the_whole() -> None:
+    weights, gradients = tensors()
+    masks = {layer.name: torch.rand(layer.shape, generator=torch.Generator().manual_seed(3)) < 0.6 for layer in LAYERS}
+    masks["c"] = torch.ones_like(masks["c"])
+    weights = {name: value * masks[name] for name, value in weights.items()}
+    whole = NetworkFeatures("state", LAYERS, weights, gradients, masks)
+    places = {name: mask.flatten().nonzero().squeeze(1) for name, mask in masks.items()}
+    left_weights, left_gradients = (
+        {name: value.flatten()[places[name]] for name, value in kind.items()} for kind in (weights, gradients)
+    )
+    for of_c in (places["c"], None):  # everything is left of it
+        rest = FeaturesOfRest(LAYERS, left_weights, left_gradients, {**places, "c": of_c})
+        for layer in LAYERS:
+            expected = whole.layer(layer).matrix()[places[layer.name]]
+            assert torch.allclose(rest.layer(layer).matrix(), expected, atol=1e-5)
 
 
 def test_state_features_of_a_layer_with_nothing_left_are_finite() -> None:

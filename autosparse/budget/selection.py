@@ -132,7 +132,7 @@ def select(
             )
         flat = {name: _fill(values, forced[name], math.inf) for name, values in flat.items()}
     if allocate is not None:
-        counts = _lift(_allocated(layers, keep, allocate, capacity), least)
+        counts = _lift(allocated(layers, keep, allocate, capacity), least)
         kept = [top_k(flat[layer.name], count) for layer, count in zip(layers, counts, strict=True)]
     else:
         for layer, count in zip(layers, least, strict=True):
@@ -151,11 +151,11 @@ def budget_counts(
     if allocate is None:
         return None
     capacity = [layer.size for layer in layers]
-    counts = _lift(_allocated(layers, keep, allocate, capacity), floors(layers, min_layer_density, keep))
+    counts = _lift(allocated(layers, keep, allocate, capacity), floors(layers, min_layer_density, keep))
     return {layer.name: count for layer, count in zip(layers, counts, strict=True)}
 
 
-def _allocated(layers: Sequence[Layer], keep: int, allocate: Allocation, capacity: Sequence[int]) -> list[int]:
+def allocated(layers: Sequence[Layer], keep: int, allocate: Allocation, capacity: Sequence[int]) -> list[int]:
     sizes = np.array([layer.size for layer in layers], dtype=float)
     return layer_counts(capacity, allocate(layers, keep / total_weights(layers)) * sizes, keep)
 

@@ -65,10 +65,6 @@ def autos(
         AutoSparseError: an option out of range, or ``steps`` for a scorer that knows initial weights only.
         DivergedError: a loss is not finite.
     """
-
-    def rule(moment: Moment) -> Scores:
-        return logits(scorer, moment.layers, moment.weights, moment.gradients, moment.masks)
-
     if scorer.feature_set != _AT_ANY_MOMENT:
         if steps:
             raise AutoSparseError(
@@ -78,8 +74,12 @@ def autos(
         return logits(scorer, layers_of(model), prunable(model), measure_gradients())
     if steps == 0:
         return drawn(
-            "autos", rule, model, batches, loss_fn, keep, counts, masks, generator, parts=parts, noise=noise
+            "autos", scorer, model, batches, loss_fn, keep, counts, masks, generator, parts=parts, noise=noise
         )  # fmt: skip
+
+    def rule(moment: Moment) -> Scores:
+        return logits(scorer, moment.layers, moment.weights, moment.gradients, moment.masks)
+
     training = ShortTraining(
         "autos", steps, updates, until, lr, momentum=0.9, weight_decay=5e-4, same_sign=True, memory=memory
     )

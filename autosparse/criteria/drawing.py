@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from autosparse.budget import select
+from autosparse.budget.selection import allocated, top_k
 from autosparse.criteria.base import Scores
 from autosparse.criteria.gradients import Batches, LossFn, mean_gradient
-from autosparse.criteria.lasting import Lasting, Moment, Rule, budget_of, squeezed
+from autosparse.criteria.lasting import budget_of
 from autosparse.errors import AutoSparseError
+from autosparse.features import FeaturesOfRest
 from autosparse.layers import layers_of, prunable
 from autosparse.masks import Masks
+from autosparse.scorer.network import Scorer
 from autosparse.triggers.init import AtInit
 
 _FEWEST = 8  # images of a round: batch norm needs several
@@ -24,7 +26,7 @@ _FEWEST = 8  # images of a round: batch norm needs several
 
 def drawn(
     owner: str,
-    rule: Rule,
+    scorer: Scorer,
     model: nn.Module,
     batches: Batches,
     loss_fn: LossFn,
@@ -36,21 +38,22 @@ def drawn(
     parts: int,
     noise: float,
 ) -> Scores:
-    """How long each weight survives in a copy that is pruned in rounds, by a rule and by chance.
+    """How many prunings each weight survives in a copy that is pruned in rounds, by a scorer and by chance.
 
     The images are dealt out to the rounds, so that all of them together cost one gradient pass over them. With
-    ``noise`` 1 the rule's scores are logarithms of odds: each round keeps a sample without replacement in which a
-    weight is drawn before another with the odds that the rule gives it (Gumbel top-k, Kool et al. 2019,
-    arXiv 1903.06059). A weight's luck is the same in all rounds: their removals are nested as if drawn at once.
+    ``noise`` 1 logits are logarithms of odds: each round keeps a sample without replacement in which a weight is drawn
+    before another with the odds that the scorer gives it (Gumbel top-k, Kool et al. 2019, arXiv 1903.06059). A weight's
+    luck is the same in all rounds: their removals are nested as if drawn at once.
 
-    Scores are those of :class:`~autosparse.criteria.lasting.Lasting`. The other arguments are the ingredients of these
-    names (:data:`autosparse.criteria.base.INGREDIENTS`).
+    A score counts the prunings that a weight survived; what was said of it at its last, in [0, 1/2], decides among
+    equals. The other arguments are the ingredients of these names (:data:`autosparse.criteria.base.INGREDIENTS`).
 
     Args:
         owner: the criterion, for messages.
+        scorer: of the feature set ``state``.
         parts: rounds; fewer where there are not eight images for each. The density falls along an exponential, and what
             the last round says is the score of what is left.
-        noise: scale of the Gumbel noise; with 0 the rule alone decides.
+        noise: scale of the Gumbel noise; with 0 the scorer alone decides.
 
     Raises:
         AutoSparseError: a value out of range, no images, or a loss that is not finite.
@@ -60,26 +63,104 @@ def drawn(
     if not 0 <= noise < math.inf:
         raise AutoSparseError(f"{owner} has noise {noise}: give 0 or more")
     network = copy.deepcopy(model)
-    weights, layers = prunable(network), layers_of(network)
-    dense = {name: weight.detach().clone() for name, weight in weights.items()}
-    lasting, masks = Lasting(dense), masks.to(next(iter(dense.values())).device)
-    luck = {name: noise * _gumbel(weight, generator) for name, weight in dense.items()} if noise else {}
-    budget = budget_of(counts, layers, keep)
-    first = masks.kept
+    rest = _Rest(network, masks, counts, keep)
+    luck = [noise * _gumbel(layer.shape, generator, rest.device) for layer in rest.layers] if noise else None
+    scores = [torch.zeros(layer.size, device=rest.device) for layer in rest.layers]
     portions = dealt(batches, parts)
-    way = AtInit(len(portions)).densities(keep / masks.kept)
+    way = AtInit(len(portions)).densities(keep / rest.count)
+    first = rest.count
     for index, images in enumerate(portions):
-        gradients = mean_gradient(network, images, loss_fn)
-        now = {name: weight.detach() for name, weight in weights.items()}
-        found = rule(Moment(layers, now, gradients, masks))
-        said = squeezed({name: score + luck[name] for name, score in found.items()} if luck else found)
-        if index == len(portions) - 1:
-            break
-        left = select(said, layers, max(keep, round(first * way[index])), budget=budget, within=masks)
-        lasting.pruned(said, masks, left)
-        masks = left
-        masks.apply(network)
-    return lasting.ended(said, masks)
+        said = rest.squeezed(rest.logits(scorer, mean_gradient(network, images, loss_fn), luck))
+        for score, values, places in zip(scores, said, rest.places, strict=True):
+            _at(score, places, index + values)
+        if index < len(portions) - 1:
+            rest.prune(said, max(keep, round(first * way[index])))
+    return {layer.name: score.reshape(layer.shape) for layer, score in zip(rest.layers, scores, strict=True)}
+
+
+class _Rest:
+    """What is left of a network that is being pruned: places in the flattened layers, and the network itself."""
+
+    def __init__(self, network: nn.Module, masks: Masks, counts: Mapping[str, int] | None, keep: int) -> None:
+        self.layers = layers_of(network)
+        self._weights = prunable(network)
+        self.device = next(iter(self._weights.values())).device
+        #: ``None`` where everything is left: places of millions of weights would cost more than they save.
+        self.places: list[Tensor | None] = [
+            None if bool(mask.all()) else mask.flatten().nonzero().squeeze(1).to(self.device)
+            for mask in (masks[layer.name] for layer in self.layers)
+        ]
+        budget = budget_of(counts, self.layers, keep)
+        self._allocate = None if isinstance(budget, str) else budget
+
+    @property
+    def counts(self) -> list[int]:
+        return [
+            layer.size if places is None else len(places)
+            for layer, places in zip(self.layers, self.places, strict=True)
+        ]
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    @torch.no_grad()
+    def logits(self, scorer: Scorer, gradients: Scores, luck: Sequence[Tensor] | None) -> list[Tensor]:
+        """Of what is left of each layer."""
+
+        def left(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                layer.name: _of(tensors[layer.name].detach().flatten(), places).float()
+                for layer, places in zip(self.layers, self.places, strict=True)
+            }
+
+        named = {layer.name: places for layer, places in zip(self.layers, self.places, strict=True)}
+        features = FeaturesOfRest(self.layers, left(self._weights), left(gradients), named)
+        found = [scorer.score(features.layer(layer)) for layer in self.layers]
+        if luck is None:
+            return found
+        return [
+            values.add_(_of(chance, places)) for values, chance, places in zip(found, luck, self.places, strict=True)
+        ]
+
+    @staticmethod
+    def squeezed(said: Sequence[Tensor]) -> list[Tensor]:
+        """Put into [0, 1/2] by one linear map for the network, in place."""
+        ends = [values.aminmax() for values in said if len(values)]
+        low, high = min(float(end.min) for end in ends), max(float(end.max) for end in ends)
+        return [values.sub_(low).div_(2 * (high - low)) if high > low else values.zero_() for values in said]
+
+    @torch.no_grad()
+    def prune(self, said: Sequence[Tensor], keep: int) -> None:
+        """Keep the ``keep`` weights of the highest scores, under the budget."""
+        if self._allocate is None:
+            kept = list(top_k(torch.cat(list(said)), keep).split(self.counts))
+        else:
+            counts = allocated(self.layers, keep, self._allocate, self.counts)
+            kept = [top_k(values, count) for values, count in zip(said, counts, strict=True)]
+        for index, (layer, here) in enumerate(zip(self.layers, kept, strict=True)):
+            places = self.places[index]
+            gone = _of_or_range(places, ~here)
+            removed = torch.zeros(layer.size, dtype=torch.bool, device=self.device)
+            removed[gone] = True  # a view of the weights would depend on their memory format
+            self._weights[layer.name].masked_fill_(removed.view(layer.shape), 0.0)
+            self.places[index] = _of_or_range(places, here)
+
+
+def _of(values: Tensor, places: Tensor | None) -> Tensor:
+    return values if places is None else values[places]
+
+
+def _of_or_range(places: Tensor | None, chosen: Tensor) -> Tensor:
+    """``places[chosen]``, where ``None`` stands for all places."""
+    return chosen.nonzero().squeeze(1) if places is None else places[chosen]
+
+
+def _at(score: Tensor, places: Tensor | None, values: Tensor) -> None:
+    if places is None:
+        score.copy_(values)
+    else:
+        score[places] = values
 
 
 def dealt(batches: Batches, parts: int) -> list[list[tuple[Tensor, Tensor]]]:
@@ -103,6 +184,6 @@ def dealt(batches: Batches, parts: int) -> list[list[tuple[Tensor, Tensor]]]:
     return portions
 
 
-def _gumbel(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise of the shape and on the device of ``weight``; the same on every device."""
-    return torch.empty(weight.shape).exponential_(generator=generator).log_().neg_().to(weight.device)
+def _gumbel(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Standard Gumbel noise, flat; the same on every device."""
+    return torch.empty(math.prod(shape)).exponential_(generator=generator).log_().neg_().to(device)

@@ -129,6 +129,8 @@ class Scorer(nn.Module):
         Evaluates in chunks of output channels; the default network's normalisation and layer-level features are folded
         into its first layer's bias and weights.
         """
+        if not len(features.weight):
+            return features.weight.new_empty(features.shape)
         training = self.training
         self.eval()
         self.to(features.weight.device)

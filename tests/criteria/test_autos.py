@@ -200,3 +200,13 @@ def test_parts_divide_the_images_evenly() -> None:
 def test_options_of_draws_out_of_range_are_named(option: str, value: float) -> None:
     with pytest.raises(AutoSparseError, match=f"autos has {option} {value}: give"):
         pruned_by("autos", state_scorer(), **{option: value})
+
+
+def test_draws_do_not_depend_on_the_memory_format_of_weights() -> None:
+    masks = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        model = seeded_model("resnet20", seed=0, num_classes=10, width=0.25)
+        model.to(memory_format=memory_format)  # type: ignore[call-overload]
+        scorer = state_scorer(**{"log|z|": 1.0})
+        masks.append(prune(model, images(), sparsity=0.9, scorer=scorer, options={"parts": 3}).masks)
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
