@@ -25,7 +25,7 @@ from autosparse.scorer.trial_file import TrialFile
 from autosparse.scorer.trials import Task
 
 TASKS = (Task("resnet20", 0.05), Task("vgg11", 0.02))
-CONFIG = SearchConfig(TASKS, (1, 2), generations=3, trials=8)
+CONFIG = SearchConfig(TASKS, (1, 2), generations=3, candidates=4)
 IMAGES: list[dict[str, Any]] = [{"name": "digits"}, {"name": "digits"}]
 
 
@@ -58,16 +58,17 @@ def test_the_scorer_is_the_sum_of_its_features_by_their_slopes() -> None:
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_a_generation_has_every_task_and_seed_equally_often() -> None:
+def test_every_candidate_is_tried_on_every_task_with_one_seed() -> None:
     trials = proposed(CONFIG, 0, [])
-    assert sorted((trial.task, trial.seed) for trial in trials) == sorted([(0, 1), (0, 2), (1, 1), (1, 2)] * 2)
-    assert [trial.index for trial in trials] == list(range(8))
-    centre = np.mean([trial.weights for trial in proposed(replace(CONFIG, trials=400), 0, [])], axis=0)
+    assert [(trial.candidate, trial.task, trial.seed) for trial in trials] == [
+        (0, 0, 1), (0, 1, 1), (1, 0, 2), (1, 1, 2), (2, 0, 1), (2, 1, 1), (3, 0, 2), (3, 1, 2),
+    ]  # fmt: skip
+    centre = np.mean([trial.weights for trial in proposed(replace(CONFIG, candidates=400), 0, [])], axis=0)
     assert np.allclose(centre, CONFIG.centre, atol=0.1)
 
 
 def test_trials_close_in_on_the_lowest_loss_whatever_tasks_and_seeds_cost() -> None:
-    trials, _ = searched(replace(CONFIG, generations=6, trials=16))
+    trials, _ = searched(replace(CONFIG, generations=6, candidates=12))
     best = dict(zip(NAMES, Surrogate(trials, CONFIG.seed).best(), strict=True))
     assert best["log|z|"] == pytest.approx(1, abs=0.15)
     assert best["log|h|"] == pytest.approx(0.5, abs=0.15)
@@ -78,14 +79,14 @@ def test_networks_that_cannot_learn_do_not_set_the_scale() -> None:
         for trial in wanted:
             yield trial, 1e6 if trial.weights[0] < 0.3 else bowl(trial)
 
-    trials = search(replace(CONFIG, generations=6, trials=16), [], dead, lambda _: None)
+    trials = search(replace(CONFIG, generations=6, candidates=12), [], dead, lambda _: None)
     best = dict(zip(NAMES, Surrogate(trials, CONFIG.seed).best(), strict=True))
     assert best["log|z|"] == pytest.approx(1, abs=0.2)
     assert best["log|h|"] == pytest.approx(0.5, abs=0.2)
 
 
 def test_what_a_feature_is_worth_is_the_loss_without_it() -> None:
-    trials, _ = searched(replace(CONFIG, generations=6, trials=16))
+    trials, _ = searched(replace(CONFIG, generations=6, candidates=12))
     surrogate = Surrogate(trials, CONFIG.seed)
     lowest = surrogate.at(surrogate.best())[0]
     without = {name: surrogate.best(without=name) for name in ("log|z|", "relative depth")}
@@ -146,9 +147,14 @@ def test_trials_of_another_search_are_refused(tmp_path: Path) -> None:
         (1, "[]"),
         (1, "{}"),
         (3, "nonsense"),
-        (3, json.dumps({"generation": 0, "index": 0, "task": 5, "seed": 1, "weights": [0.0] * 12, "loss": 1.0})),
-        (3, json.dumps({"generation": 0, "index": 0, "task": 0, "seed": 1, "weights": [0.0], "loss": 1.0})),
-        (3, '{"generation": 0, "index": 0, "task": 0, "seed": 1, "weights": [' + "0.0, " * 11 + '0.0], "loss": NaN}'),
+        (3, json.dumps({"generation": 0, "candidate": 0, "task": 5, "seed": 1, "weights": [0.0] * 12, "loss": 1.0})),
+        (3, json.dumps({"generation": 0, "candidate": 0, "task": 0, "seed": 1, "weights": [0.0], "loss": 1.0})),
+        (
+            3,
+            '{"generation": 0, "candidate": 0, "task": 0, "seed": 1, "weights": ['
+            + "0.0, " * 11
+            + '0.0], "loss": NaN}',
+        ),
     ],
 )
 def test_a_damaged_file_is_named_with_its_line(line: int, becomes: str, tmp_path: Path) -> None:
@@ -169,7 +175,7 @@ tasks:
     score_images: 128
 seeds: [1, 2]
 generations: 2
-trials: 4
+candidates: 4
 """
 
 
@@ -209,7 +215,7 @@ def test_killed_and_started_again_the_command_writes_the_same_scorer(tmp_path: P
         (("density: 0.1", "density: 2"), "search.yaml:5: tasks[0].density is 2"),
         (("name: resnet20", "name: resnet21"), "search.yaml:3: tasks[0].model.name: unknown model 'resnet21'"),
         (("density: 0.1", "density: 0.1\n    options: {step: 3}"), "search.yaml:6: tasks[0].options: unknown option"),
-        (("trials: 4", "trials: 4\nstart: {z: 1}"), "search.yaml:11: start: unknown feature 'z'"),
+        (("candidates: 4", "candidates: 4\nstart: {z: 1}"), "search.yaml:11: start: unknown feature 'z'"),
     ],
 )
 def test_a_mistake_in_the_file_is_told_with_its_line(

@@ -57,7 +57,7 @@ class SearchEntry(Part):
     tasks: list[TaskEntry] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
     generations: int = Field(20, ge=1)
-    trials: int = Field(24, ge=2)
+    candidates: int = Field(8, ge=2)
     start: dict[str, float] = Field(default_factory=lambda: dict(SearchConfig.start))
     spread: float = Field(0.35, gt=0)
     seed: int = 0
@@ -97,10 +97,10 @@ def search_scorer_command(
         require_absent(out, force)
         require_absent(card_path(out), force)
         file = TrialFile(trials, config)
-        wanted = config.generations * config.trials
+        wanted = config.generations * config.candidates * len(config.tasks)
         if len(file.trials) < wanted:
             _search(_Trials(config, datasets, data_dir, str(resolve_device(device))), file, jobs)
-        made = sorted(file.trials, key=lambda trial: (trial.generation, trial.index))[:wanted]
+        made = sorted(file.trials, key=lambda trial: (trial.generation, trial.candidate, trial.task))[:wanted]
         surrogate = Surrogate(made, config.seed)
         best = surrogate.best()
         lowest, _ = surrogate.at(best)
@@ -111,8 +111,9 @@ def search_scorer_command(
             "slopes": {name: float(slope) for name, slope in zip(NAMES, best / list(SCALES.values()), strict=True)},
             "predicted": {"start": surrogate.at(config.centre), "scorer": surrogate.at(best)},
             "worth": worth,
-            "note": "losses are in standard deviations of the trials of one task; the worth of a feature is "
-            "the predicted loss of the best scorer without it, less that of the best",
+            "note": "losses are in standard deviations of the trials of one task; the scorer has the "
+            "lowest sum of predicted mean and deviation; the worth of a feature is the mean of the best scorer without "
+            "it, less that of the best",
             "provenance": provenance(),
         }
         save_scorer(out, scorer_of(best.tolist()), card)
@@ -132,7 +133,7 @@ def _read(path: Path) -> tuple[SearchConfig, list[DatasetEntry]]:
         for entry in found.tasks
     ]  # fmt: skip
     config = SearchConfig(
-        tuple(tasks), tuple(found.seeds), found.generations, found.trials, tuple(found.start.items()), found.spread,
+        tuple(tasks), tuple(found.seeds), found.generations, found.candidates, tuple(found.start.items()), found.spread,
         found.seed,
     )  # fmt: skip
     return config, [entry.dataset for entry in found.tasks]
@@ -194,7 +195,8 @@ def _loss(wanted: Trial) -> tuple[Trial, float]:
 
 def _search(trials: _Trials, file: TrialFile, jobs: int) -> None:
     config = trials.config
-    bar = tqdm(total=config.generations * config.trials, desc="search", unit="trial", leave=False, disable=None)
+    total = config.generations * config.candidates * len(config.tasks)
+    bar = tqdm(total=total, desc="search", unit="trial", leave=False, disable=None)
     with bar, file.growing(trials.images()), trials.in_processes(jobs) as pool:
         bar.update(len(file.trials))
 
@@ -215,7 +217,7 @@ def _search(trials: _Trials, file: TrialFile, jobs: int) -> None:
 def _print(card: dict[str, Any]) -> None:
     (start, start_sd), (found, found_sd) = card["predicted"]["start"], card["predicted"]["scorer"]
     console.print(
-        f"predicted loss {found:+.2f} +- {found_sd:.2f}, of the start {start:+.2f} +- {start_sd:.2f} "
+        f"predicted mean loss {found:+.2f} +- {found_sd:.2f}, of the start {start:+.2f} +- {start_sd:.2f} "
         "(in standard deviations of the trials)",
         highlight=False,
         soft_wrap=True,

@@ -1,8 +1,9 @@
 """The scorer whose networks train best, found by trials.
 
-A linear scorer is tried on small tasks, one short training a trial. A Gaussian process learns the loss from the
-scorer's weights; where it may be lowest, the next trials are made (Thompson sampling: each trial minimises a function
-drawn from the posterior). The scorer in the end minimises the posterior mean, so that no single lucky trial counts.
+Candidates, linear scorers, are tried on small tasks, one short training a task. A Gaussian process learns the mean loss
+over the tasks from a candidate's weights; where it may be lowest, the next candidates are taken (Thompson sampling:
+each minimises a function drawn from the posterior). The scorer in the end has the lowest posterior mean plus standard
+deviation: no single lucky trial counts, and nothing that is far from all trials.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ class SearchConfig:
     """How a scorer is searched.
 
     Args:
-        tasks: to try it on, in turn.
-        seeds: of the trials, in turn.
+        tasks: to try every candidate on.
+        seeds: of the candidates' trials, in turn.
         generations: how often the trials are looked at before the next are made.
-        trials: of a generation.
+        candidates: of a generation.
         start: feature -> its slope, for the first generation's centre; 0 for the others.
         spread: standard deviation of the weights that are tried around the best known ones.
     """
@@ -64,7 +65,7 @@ class SearchConfig:
     tasks: tuple[Task, ...]
     seeds: tuple[int, ...]
     generations: int = 20
-    trials: int = 24
+    candidates: int = 8
     start: tuple[tuple[str, float], ...] = (("log|z|", 0.5), ("log|h|", 0.5), ("log share of weights", -0.5))
     spread: float = 0.35
     seed: int = 0
@@ -78,10 +79,10 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial that was made: which, of which weights, and the loss that came out."""
+    """A trial that was made: which candidate of which weights on which task, and the loss that came out."""
 
     generation: int
-    index: int
+    candidate: int
     task: int
     seed: int
     weights: tuple[float, ...]
@@ -100,17 +101,26 @@ def scorer_of(weights: Sequence[float]) -> Scorer:
 
 
 class Surrogate:
-    """What trials say of the loss: lower is better; in standard deviations of the trials of one task."""
+    """What trials say of the mean loss over the tasks, in standard deviations of the trials of one task.
+
+    Args:
+        trials: of every candidate on every task.
+    """
 
     def __init__(self, trials: Sequence[Trial], seed: int) -> None:
-        self._x = np.array([trial.weights for trial in trials])
-        kernel = ConstantKernel(1.0, (1e-2, 1e2)) * RBF(np.full(len(NAMES), 2.0), (0.3, 30.0)) + WhiteKernel(
+        candidates = sorted({(trial.generation, trial.candidate): trial.weights for trial in trials}.items())
+        self._x = np.array([weights for _, weights in candidates])
+        standard = _standardised(trials)
+        losses: dict[tuple[int, int], list[float]] = {key: [] for key, _ in candidates}
+        for trial, loss in zip(trials, standard, strict=True):
+            losses[trial.generation, trial.candidate].append(loss)
+        kernel = ConstantKernel(1.0, (1e-2, 1e2)) * RBF(np.full(len(NAMES), 2.0), (0.3, 5.0)) + WhiteKernel(
             1.0, (1e-2, 1e1)
         )
         self._process = GaussianProcessRegressor(kernel, random_state=derive_seed(seed, "surrogate") % 2**32)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound: a feature without effect
-            self._process.fit(self._x, _standardised(trials))
+            self._process.fit(self._x, np.array([np.mean(found) for found in losses.values()]))
 
     def at(self, weights: np.ndarray) -> tuple[float, float]:
         """Posterior mean of the loss, and its standard deviation."""
@@ -119,7 +129,7 @@ class Surrogate:
         return float(mean[0]), float(np.sqrt(max(0.0, deviation[0] ** 2 - noise)))
 
     def best(self, without: str | None = None) -> np.ndarray:
-        """The weights of the lowest posterior mean among those between the extremes that were tried.
+        """The weights of the lowest posterior mean plus standard deviation between the extremes that were tried.
 
         Args:
             without: a feature whose weight is to be zero.
@@ -127,12 +137,9 @@ class Surrogate:
         used = np.array([name != without for name in NAMES])
         low, high = self._x.min(axis=0) * used, self._x.max(axis=0) * used
         inside = self._x * used
-        starts = inside[np.argsort(self._process.predict(inside), kind="stable")[:_STARTS]]
+        starts = inside[np.argsort([sum(self.at(x)) for x in inside], kind="stable")[:_STARTS]]
         bounds = list(zip(low, high, strict=True))
-        ends = [
-            minimize(lambda x: float(self._process.predict(x[None])[0]), x, method="L-BFGS-B", bounds=bounds)
-            for x in starts
-        ]
+        ends = [minimize(lambda x: sum(self.at(x)), x, method="L-BFGS-B", bounds=bounds) for x in starts]
         return min(ends, key=lambda end: float(end.fun)).x
 
     def draws(self, count: int, spread: float, rng: np.random.Generator) -> np.ndarray:
@@ -147,18 +154,16 @@ def proposed(config: SearchConfig, generation: int, before: Sequence[Trial]) -> 
     """The trials of a generation, still without losses; a function of the trials of earlier ones."""
     rng = np.random.default_rng(derive_seed(config.seed, "generation", generation))
     if generation == 0:
-        found = config.centre + rng.standard_normal((config.trials, len(NAMES))) * config.spread
+        found = config.centre + rng.standard_normal((config.candidates, len(NAMES))) * config.spread
     else:
-        found = Surrogate(before, config.seed).draws(config.trials, config.spread, rng)
-    tasks, seeds = len(config.tasks), len(config.seeds)
+        found = Surrogate(before, config.seed).draws(config.candidates, config.spread, rng)
+    rounded = [tuple(round(float(weight), 4) for weight in weights) for weights in found]
+    first = generation * config.candidates
     return [
-        Trial(
-            generation, index, number % tasks, config.seeds[number // tasks % seeds],
-            tuple(round(float(weight), 4) for weight in weights), float("nan"),
-        )
-        for index, weights in enumerate(found)
-        for number in [generation * config.trials + index]
-    ]  # fmt: skip
+        Trial(generation, index, task, config.seeds[(first + index) % len(config.seeds)], weights, float("nan"))
+        for index, weights in enumerate(rounded)
+        for task in range(len(config.tasks))
+    ]
 
 
 def search(
@@ -176,17 +181,21 @@ def search(
         record: is told every new trial as soon as it is made.
         progress: is told the number of a generation that is over, and what is known then.
     """
-    made = {(trial.generation, trial.index): trial for trial in known}
+    made = {_key(trial): trial for trial in known}
     trials: list[Trial] = []
     for generation in range(config.generations):
         wanted = proposed(config, generation, trials)
-        for trial, loss in measure([trial for trial in wanted if (trial.generation, trial.index) not in made]):
+        for trial, loss in measure([trial for trial in wanted if _key(trial) not in made]):
             done = replace(trial, loss=loss)
-            made[trial.generation, trial.index] = done
+            made[_key(trial)] = done
             record(done)
-        trials += [made[trial.generation, trial.index] for trial in wanted]
+        trials += [made[_key(trial)] for trial in wanted]
         progress(generation, Surrogate(trials, config.seed))
     return trials
+
+
+def _key(trial: Trial) -> tuple[int, int, int]:
+    return trial.generation, trial.candidate, trial.task
 
 
 def _standardised(trials: Sequence[Trial]) -> np.ndarray:

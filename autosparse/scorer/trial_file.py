@@ -119,7 +119,7 @@ def _trial(found: dict[str, Any], config: SearchConfig) -> Trial:
     """A trial as it was written; ValueError for one that this search cannot have made."""
     weights: Sequence[float] = found["weights"]
     trial = Trial(
-        int(found["generation"]), int(found["index"]), int(found["task"]), int(found["seed"]),
+        int(found["generation"]), int(found["candidate"]), int(found["task"]), int(found["seed"]),
         tuple(float(weight) for weight in weights), float(found["loss"]),
     )  # fmt: skip
     whole = len(trial.weights) == len(NAMES) and all(map(math.isfinite, (*trial.weights, trial.loss)))
