@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from autosparse.budget import Allocation, budget_counts, following, select
+from autosparse.collapse import CollapseWarning
 from autosparse.criteria import Scores, score
+from autosparse.errors import AutoSparseError
 from autosparse.granularity import Blocks
 from autosparse.layers import Layer, layers_of, prunable, total_weights
 from autosparse.masks import Masks
@@ -27,6 +30,7 @@ class Choice:
     Args:
         invert: keep the smallest scores instead of the largest.
         on_paths: keep only weights on a path from input to output (:mod:`autosparse.paths`); needs ``batches``.
+        paths_needed: raise an error where paths cannot be found; otherwise do without, with a warning.
     """
 
     criterion: str
@@ -37,6 +41,7 @@ class Choice:
     min_layer_density: float = 0.0
     invert: bool = False
     on_paths: bool = False
+    paths_needed: bool = True
 
 
 def choose(
@@ -74,10 +79,7 @@ def choose(
             within = None if choice.when.regrow else masks
             if choice.on_paths:
                 x = ingredients["batches"][0][0].to(next(iter(weights.values())).device)
-                budget, floor = choice.budget, choice.min_layer_density
-                masks = select_on_paths(
-                    model, scores, layers, count, x, budget=budget, min_layer_density=floor, within=within
-                )
+                masks = _select_on_paths(choice, model, scores, layers, count, x, within)
             else:
                 masks = _select(choice, scores, layers, count, within)
     finally:
@@ -85,6 +87,26 @@ def choose(
             _restore(weights, dense)
     assert masks is not None  # there is at least one round
     return masks, scores
+
+
+def _select_on_paths(
+    choice: Choice,
+    model: nn.Module,
+    scores: Scores,
+    layers: Sequence[Layer],
+    count: int,
+    x: Tensor,
+    within: Masks | None,
+) -> Masks:
+    budget, floor = choice.budget, choice.min_layer_density
+    try:
+        return select_on_paths(model, scores, layers, count, x, budget=budget, min_layer_density=floor, within=within)
+    except AutoSparseError as error:
+        if choice.paths_needed:
+            raise
+        masks = _select(choice, scores, layers, count, within)  # what is wrong with more than paths is told here
+        warnings.warn(f"{error}; some weights may be kept in vain", CollapseWarning, stacklevel=2)
+        return masks
 
 
 def _select(choice: Choice, scores: Scores, layers: Sequence[Layer], count: int, within: Masks | None) -> Masks:

@@ -108,7 +108,9 @@ def explain(
     def kept(method: str, **more: Any) -> Masks:
         recipe, options = recipe_of(method).with_options({})
         paths = recipe.on_paths if on_paths is None or method != AUTOS else on_paths
-        choice = Choice(recipe.criterion, options, recipe.at_init, recipe.budget, on_paths=paths)
+        choice = Choice(
+            recipe.criterion, options, recipe.at_init, recipe.budget, on_paths=paths, paths_needed=bool(on_paths)
+        )
         draw = generator(seed, "random scores")
         with scoring_stream(seed):
             return choose(model, choice, keep, gradients=gradients, generator=draw, **given, **more)[0]

@@ -63,7 +63,7 @@ def select_on_paths(
     Raises:
         AutoSparseError: the model cannot be evaluated in float64. Others as :func:`autosparse.budget.select`.
     """
-    with in_float64(f"find the paths of {type(model).__name__}", "leave on-paths out"):
+    with in_float64(f"find the paths of {type(model).__name__}", "switch on-paths off"):
         return _selected(model, scores, layers, keep, x, budget, min_layer_density, within)
 
 

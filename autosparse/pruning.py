@@ -306,7 +306,15 @@ def prune(
     with counted_images() as images, scoring_stream(seed):
         rule = _budget(model, budget or recipe.budget, keep, seed, gradients, ingredients)
         choice = Choice(
-            recipe.criterion, own, recipe.at_init, rule, blocks, min_layer_density, sanity == "invert", paths
+            recipe.criterion,
+            own,
+            recipe.at_init,
+            rule,
+            blocks,
+            min_layer_density,
+            sanity == "invert",
+            paths,
+            paths_needed=on_paths is not None,
         )
         draw = generator(seed, "random scores")
         masks, scores = choose(model, choice, keep, gradients=gradients, generator=draw, **ingredients)

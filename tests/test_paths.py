@@ -10,7 +10,7 @@ import torch
 from commands import call
 from torch import nn
 
-from autosparse import prune
+from autosparse import CollapseWarning, prune
 from autosparse.budget import select
 from autosparse.connectivity import is_connected, useful_weights
 from autosparse.criteria import score
@@ -156,10 +156,14 @@ class Single(nn.Module):
         return self.linear(x.float()) + torch.zeros(2, dtype=torch.float32)
 
 
+@pytest.mark.filterwarnings("ignore:could not check:autosparse.CollapseWarning")
 def test_a_network_without_float64_is_named() -> None:
     data = [(torch.rand(3, 2), torch.zeros(3, dtype=torch.long))]
     with pytest.raises(AutoSparseError, match="cannot find the paths of Single"):
         prune(Single(), data, sparsity=0.5, method="magnitude", on_paths=True)
+    # Where it is the method's own default, the method does without.
+    with pytest.warns(CollapseWarning, match="cannot find the paths of Single"):
+        assert prune(Single(), data, sparsity=0.5, method="autos").summary.kept == 2
 
 
 def test_the_command_says_both_densities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
