@@ -43,7 +43,7 @@ def measured(wanted: Sequence[Trial]) -> Iterator[tuple[Trial, float]]:
 def searched(config: SearchConfig, known: Sequence[Trial] = ()) -> tuple[list[Trial], list[Trial]]:
     """All trials, and the new ones."""
     new: list[Trial] = []
-    return search(config, known, measured, new.append), new
+    return search(config, known, measured, new.append)[0], new
 
 
 def test_the_scorer_is_the_sum_of_its_features_by_their_slopes() -> None:
@@ -59,11 +59,11 @@ def test_the_scorer_is_the_sum_of_its_features_by_their_slopes() -> None:
 
 
 def test_every_candidate_is_tried_on_every_task_with_one_seed() -> None:
-    trials = proposed(CONFIG, 0, [])
+    trials = proposed(CONFIG, 0, None)
     assert [(trial.candidate, trial.task, trial.seed) for trial in trials] == [
         (0, 0, 1), (0, 1, 1), (1, 0, 2), (1, 1, 2), (2, 0, 1), (2, 1, 1), (3, 0, 2), (3, 1, 2),
     ]  # fmt: skip
-    centre = np.mean([trial.weights for trial in proposed(replace(CONFIG, candidates=400), 0, [])], axis=0)
+    centre = np.mean([trial.weights for trial in proposed(replace(CONFIG, candidates=400), 0, None)], axis=0)
     assert np.allclose(centre, CONFIG.centre, atol=0.1)
 
 
@@ -79,7 +79,7 @@ def test_networks_that_cannot_learn_do_not_set_the_scale() -> None:
         for trial in wanted:
             yield trial, 1e6 if trial.weights[0] < 0.3 else bowl(trial)
 
-    trials = search(replace(CONFIG, generations=6, candidates=12), [], dead, lambda _: None)
+    trials, _ = search(replace(CONFIG, generations=6, candidates=12), [], dead, lambda _: None)
     best = dict(zip(NAMES, Surrogate(trials, CONFIG.seed).best(), strict=True))
     assert best["log|z|"] == pytest.approx(1, abs=0.2)
     assert best["log|h|"] == pytest.approx(0.5, abs=0.2)

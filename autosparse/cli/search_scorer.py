@@ -97,19 +97,19 @@ def search_scorer_command(
         require_absent(out, force)
         require_absent(card_path(out), force)
         file = TrialFile(trials, config)
-        wanted = config.generations * config.candidates * len(config.tasks)
-        if len(file.trials) < wanted:
-            _search(_Trials(config, datasets, data_dir, str(resolve_device(device))), file, jobs)
-        made = sorted(file.trials, key=lambda trial: (trial.generation, trial.candidate, trial.task))[:wanted]
-        surrogate = Surrogate(made, config.seed)
+        if len(file.trials) < config.trials:
+            surrogate = _search(_Trials(config, datasets, data_dir, str(resolve_device(device))), file, jobs)
+        else:
+            made = sorted(file.trials, key=lambda trial: (trial.generation, trial.candidate, trial.task))
+            surrogate = Surrogate(made[: config.trials], config.seed)
         best = surrogate.best()
-        lowest, _ = surrogate.at(best)
-        worth = {name: surrogate.at(surrogate.best(without=name))[0] - lowest for name in NAMES}
+        predicted = surrogate.at(best)
+        worth = {name: surrogate.at(surrogate.best(without=name))[0] - predicted[0] for name in NAMES}
         card = {
             "search": asdict(config),
-            "trials": len(made),
+            "trials": config.trials,
             "slopes": {name: float(slope) for name, slope in zip(NAMES, best / list(SCALES.values()), strict=True)},
-            "predicted": {"start": surrogate.at(config.centre), "scorer": surrogate.at(best)},
+            "predicted": {"start": surrogate.at(config.centre), "scorer": predicted},
             "worth": worth,
             "note": "losses are in standard deviations of the trials of one task; the scorer has the "
             "lowest sum of predicted mean and deviation; the worth of a feature is the mean of the best scorer without "
@@ -193,10 +193,9 @@ def _loss(wanted: Trial) -> tuple[Trial, float]:
     return wanted, _worker.loss(wanted)
 
 
-def _search(trials: _Trials, file: TrialFile, jobs: int) -> None:
+def _search(trials: _Trials, file: TrialFile, jobs: int) -> Surrogate:
     config = trials.config
-    total = config.generations * config.candidates * len(config.tasks)
-    bar = tqdm(total=total, desc="search", unit="trial", leave=False, disable=None)
+    bar = tqdm(total=config.trials, desc="search", unit="trial", leave=False, disable=None)
     with bar, file.growing(trials.images()), trials.in_processes(jobs) as pool:
         bar.update(len(file.trials))
 
@@ -211,7 +210,7 @@ def _search(trials: _Trials, file: TrialFile, jobs: int) -> None:
             start, best = surrogate.at(config.centre)[0], surrogate.at(surrogate.best())[0]
             bar.set_postfix_str(f"generation {generation + 1}, predicted {best - start:+.2f} from the start")
 
-        search(config, list(file.trials), measure, record, progress)
+        return search(config, list(file.trials), measure, record, progress)[1]
 
 
 def _print(card: dict[str, Any]) -> None:

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from autosparse.criteria.base import Scores, Stream, criterion
 from autosparse.criteria.drawing import drawn
 from autosparse.criteria.gradients import Batches, LossFn
-from autosparse.criteria.lasting import Moment
-from autosparse.criteria.short_training import ShortTraining, survival
+from autosparse.criteria.short_training import Moment, ShortTraining, survival
 from autosparse.errors import AutoSparseError
 from autosparse.features import NetworkFeatures
 from autosparse.layers import Layer, layers_of, prunable

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autosparse.budget.selection import allocated, top_k
 from autosparse.criteria.base import Scores
 from autosparse.criteria.gradients import Batches, LossFn, mean_gradient
-from autosparse.criteria.lasting import budget_of
+from autosparse.criteria.gradual import budget_of, squeezed
 from autosparse.errors import AutoSparseError
 from autosparse.features import FeaturesOfRest
 from autosparse.layers import layers_of, prunable
@@ -70,7 +70,7 @@ def drawn(
     way = AtInit(len(portions)).densities(keep / rest.count)
     first = rest.count
     for index, images in enumerate(portions):
-        said = rest.squeezed(rest.logits(scorer, mean_gradient(network, images, loss_fn), luck))
+        said = squeezed(rest.logits(scorer, mean_gradient(network, images, loss_fn), luck))
         for score, values, places in zip(scores, said, rest.places, strict=True):
             _at(score, places, index + values)
         if index < len(portions) - 1:
@@ -122,13 +122,6 @@ class _Rest:
         return [
             values.add_(_of(chance, places)) for values, chance, places in zip(found, luck, self.places, strict=True)
         ]
-
-    @staticmethod
-    def squeezed(said: Sequence[Tensor]) -> list[Tensor]:
-        """Put into [0, 1/2] by one linear map for the network, in place."""
-        ends = [values.aminmax() for values in said if len(values)]
-        low, high = min(float(end.min) for end in ends), max(float(end.max) for end in ends)
-        return [values.sub_(low).div_(2 * (high - low)) if high > low else values.zero_() for values in said]
 
     @torch.no_grad()
     def prune(self, said: Sequence[Tensor], keep: int) -> None:

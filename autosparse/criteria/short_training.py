@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from autosparse import seeding
 from autosparse.budget import select
 from autosparse.criteria.base import Scores, Stream
 from autosparse.criteria.gradients import LossFn
-from autosparse.criteria.lasting import Lasting, Moment, Rule, budget_of, squeezed
+from autosparse.criteria.gradual import budget_of, squeezed
 from autosparse.errors import AutoSparseError, DivergedError
 from autosparse.layers import Layer, layers_of, prunable
 from autosparse.masks import Masks
@@ -23,6 +23,26 @@ from autosparse.triggers.init import AtInit
 
 _WARM_UP = 0.2  # of the steps, in which the learning rate rises; it falls along half a cosine after them
 _LEAST = 0.02  # of the peak learning rate
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A network that is about to be pruned.
+
+    Attributes:
+        weights: its weights; zero where they were removed.
+        gradients: root mean squares of their gradients over the last batches; empty where no rule looks at them.
+        masks: what is left.
+    """
+
+    layers: Sequence[Layer]
+    weights: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
+    masks: Masks
+
+
+#: Scores of a moment, of any size: their order decides which weights the next pruning removes.
+Rule = Callable[[Moment], Scores]
 
 
 @dataclass(frozen=True)
@@ -97,8 +117,8 @@ def survival(
 ) -> Scores:
     """How long each weight survived in a copy of ``model`` that was trained and pruned on the way.
 
-    Scores are those of :class:`~autosparse.criteria.lasting.Lasting`. The arguments after ``rule`` are the ingredients
-    of these names (:data:`autosparse.criteria.base.INGREDIENTS`).
+    A score counts the prunings that a weight survived; what was said of it at its last decides among equals. The
+    arguments after ``rule`` are the ingredients of these names (:data:`autosparse.criteria.base.INGREDIENTS`).
 
     Raises:
         DivergedError: a loss is not finite.
@@ -110,7 +130,7 @@ def survival(
     due = training.path(masks.kept, keep) if training.steps else {}
     device = next(network.parameters()).device
     precision = resolve_precision("auto", device)
-    lasting, masks = Lasting(weights), masks.to(device)
+    lasting, masks = _Lasting(weights), masks.to(device)
     recent = _Recent(weights, training.memory)
     with seeding.global_stream(int(torch.randint(2**62, (), generator=generator)), training.owner):
         optimizer = torch.optim.SGD(
@@ -151,6 +171,25 @@ def survival(
     return lasting.ended(_said(rule, layers, weights, recent, masks), masks)
 
 
+class _Lasting:
+    """A score a weight: the prunings that it survived; what was said of it at its last decides among equals."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._scores = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+        self._prunings = 0
+
+    def pruned(self, said: Scores, before: Masks, after: Masks) -> None:
+        """A pruning by the scores ``said`` (any that :func:`squeezed` gave) has left ``after`` of ``before``."""
+        for name, score in self._scores.items():
+            torch.where(before[name] & ~after[name], said[name] + self._prunings, score, out=score)
+        self._prunings += 1
+
+    def ended(self, said: Scores, masks: Masks) -> Scores:
+        """The scores, when ``masks`` is what is left and nothing more will be removed."""
+        self.pruned(said, masks, Masks({name: torch.zeros_like(mask) for name, mask in masks.items()}))
+        return self._scores
+
+
 class _Recent:
     """The root mean square of each weight's gradient over the last batches, without the start's bias towards zero."""
 
@@ -177,8 +216,10 @@ class _Recent:
 def _said(
     rule: Rule, layers: Sequence[Layer], weights: Mapping[str, nn.Parameter], recent: _Recent, masks: Masks
 ) -> Scores:
+    """The rule's scores in [0, 1/2]."""
     now = {name: weight.detach() for name, weight in weights.items()}
-    return squeezed(rule(Moment(layers, now, recent.values(), masks)))
+    found = rule(Moment(layers, now, recent.values(), masks))
+    return dict(zip(found, squeezed(list(found.values())), strict=True))
 
 
 @torch.no_grad()

@@ -71,6 +71,11 @@ class SearchConfig:
     seed: int = 0
 
     @property
+    def trials(self) -> int:
+        """How many trials there are in all."""
+        return self.generations * self.candidates * len(self.tasks)
+
+    @property
     def centre(self) -> np.ndarray:
         """The weights that the search starts from."""
         slopes = dict(self.start)
@@ -110,6 +115,7 @@ class Surrogate:
     def __init__(self, trials: Sequence[Trial], seed: int) -> None:
         candidates = sorted({(trial.generation, trial.candidate): trial.weights for trial in trials}.items())
         self._x = np.array([weights for _, weights in candidates])
+        self._best: dict[str | None, np.ndarray] = {}
         standard = _standardised(trials)
         losses: dict[tuple[int, int], list[float]] = {key: [] for key, _ in candidates}
         for trial, loss in zip(trials, standard, strict=True):
@@ -134,6 +140,11 @@ class Surrogate:
         Args:
             without: a feature whose weight is to be zero.
         """
+        if without not in self._best:
+            self._best[without] = self._lowest(without)
+        return self._best[without]
+
+    def _lowest(self, without: str | None) -> np.ndarray:
         used = np.array([name != without for name in NAMES])
         low, high = self._x.min(axis=0) * used, self._x.max(axis=0) * used
         inside = self._x * used
@@ -150,13 +161,13 @@ class Surrogate:
         return pool[functions.argmin(axis=0)]
 
 
-def proposed(config: SearchConfig, generation: int, before: Sequence[Trial]) -> list[Trial]:
-    """The trials of a generation, still without losses; a function of the trials of earlier ones."""
+def proposed(config: SearchConfig, generation: int, known: Surrogate | None) -> list[Trial]:
+    """The trials of a generation, still without losses; a function of what is ``known`` from earlier ones."""
     rng = np.random.default_rng(derive_seed(config.seed, "generation", generation))
-    if generation == 0:
+    if known is None:
         found = config.centre + rng.standard_normal((config.candidates, len(NAMES))) * config.spread
     else:
-        found = Surrogate(before, config.seed).draws(config.candidates, config.spread, rng)
+        found = known.draws(config.candidates, config.spread, rng)
     rounded = [tuple(round(float(weight), 4) for weight in weights) for weights in found]
     first = generation * config.candidates
     return [
@@ -172,8 +183,8 @@ def search(
     measure: Callable[[Sequence[Trial]], Iterable[tuple[Trial, float]]],
     record: Callable[[Trial], None],
     progress: Callable[[int, Surrogate], None] = lambda generation, surrogate: None,
-) -> list[Trial]:
-    """All trials of a search, in order.
+) -> tuple[list[Trial], Surrogate]:
+    """All trials of a search, in order, and what they say.
 
     Args:
         known: those that were made before, of this search.
@@ -183,15 +194,18 @@ def search(
     """
     made = {_key(trial): trial for trial in known}
     trials: list[Trial] = []
+    surrogate: Surrogate | None = None
     for generation in range(config.generations):
-        wanted = proposed(config, generation, trials)
+        wanted = proposed(config, generation, surrogate)
         for trial, loss in measure([trial for trial in wanted if _key(trial) not in made]):
             done = replace(trial, loss=loss)
             made[_key(trial)] = done
             record(done)
         trials += [made[_key(trial)] for trial in wanted]
-        progress(generation, Surrogate(trials, config.seed))
-    return trials
+        surrogate = Surrogate(trials, config.seed)
+        progress(generation, surrogate)
+    assert surrogate is not None, "a search has a generation"
+    return trials, surrogate
 
 
 def _key(trial: Trial) -> tuple[int, int, int]:
