@@ -262,7 +262,7 @@ class FeaturesOfRest:
     Args:
         layers: the layers, in order.
         weights, gradients: what is left of each layer, ``[n]``, on one device.
-        places: where in the flattened layer, ``[n]``, ascending; ``None`` where everything is left.
+        places: where in the flattened layer, ``[n]``, ascending, as int32 or int64; ``None`` where everything is left.
     """
 
     def __init__(
@@ -306,12 +306,14 @@ class FeaturesOfRest:
         places = self._places[layer.name]
         if places is None:
             return weight.new_full((1, 2), math.log(1.1)).expand(len(weight), 2)
-        channels = (places // (layer.shape[1] * layer.taps), places // layer.taps % layer.shape[1])
-        shares = [
-            _log_share_of_mean(torch.bincount(channel, minlength=size).to(weight))[channel]
-            for channel, size in zip(channels, layer.shape, strict=False)
-        ]
-        return torch.stack(shares, dim=1)
+        outputs, inputs = layer.shape[:2]
+        kernel = places if layer.taps == 1 else places // layer.taps
+        output = kernel // inputs
+        shares = weight.new_empty(2, len(weight))  # a row a feature: each is written and read in one go
+        for channel, size, row in ((output, outputs, shares[0]), (kernel - output * inputs, inputs, shares[1])):
+            left = torch.bincount(channel, minlength=size).to(weight)
+            torch.index_select(_log_share_of_mean(left), 0, channel, out=row)
+        return shares.T
 
 
 def _layer_context(

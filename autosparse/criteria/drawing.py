@@ -16,7 +16,7 @@ from autosparse.criteria.gradients import Batches, LossFn, mean_gradient
 from autosparse.criteria.gradual import budget_of, squeezed
 from autosparse.errors import AutoSparseError
 from autosparse.features import FeaturesOfRest
-from autosparse.layers import layers_of, prunable
+from autosparse.layers import Layer, layers_of, prunable
 from autosparse.masks import Masks
 from autosparse.scorer.network import Scorer
 from autosparse.triggers.init import AtInit
@@ -64,64 +64,82 @@ def drawn(
         raise AutoSparseError(f"{owner} has noise {noise}: give 0 or more")
     network = copy.deepcopy(model)
     rest = _Rest(network, masks, counts, keep)
-    luck = [noise * _gumbel(layer.shape, generator, rest.device) for layer in rest.layers] if noise else None
+    if noise:
+        rest.draw(noise, generator)
     scores = [torch.zeros(layer.size, device=rest.device) for layer in rest.layers]
     portions = dealt(batches, parts)
     way = AtInit(len(portions)).densities(keep / rest.count)
     first = rest.count
     for index, images in enumerate(portions):
-        said = squeezed(rest.logits(scorer, mean_gradient(network, images, loss_fn), luck))
+        said = squeezed(rest.logits(scorer, mean_gradient(network, images, loss_fn)))
         for score, values, places in zip(scores, said, rest.places, strict=True):
-            _at(score, places, index + values)
+            if places is None:
+                torch.add(values, index, out=score)
+            else:
+                score.index_copy_(0, places.long(), values + index)
         if index < len(portions) - 1:
             rest.prune(said, max(keep, round(first * way[index])))
     return {layer.name: score.reshape(layer.shape) for layer, score in zip(rest.layers, scores, strict=True)}
 
 
 class _Rest:
-    """What is left of a network that is being pruned: places in the flattened layers, and the network itself."""
+    """What is left of a network that is being pruned, layer by layer, and the network itself.
+
+    Attributes:
+        places: where in the flattened layer, ascending; ``None`` where everything is left: places of millions of
+            weights would cost more than they save.
+    """
 
     def __init__(self, network: nn.Module, masks: Masks, counts: Mapping[str, int] | None, keep: int) -> None:
         self.layers = layers_of(network)
-        self._weights = prunable(network)
-        self.device = next(iter(self._weights.values())).device
-        #: ``None`` where everything is left: places of millions of weights would cost more than they save.
-        self.places: list[Tensor | None] = [
-            None if bool(mask.all()) else mask.flatten().nonzero().squeeze(1).to(self.device)
-            for mask in (masks[layer.name] for layer in self.layers)
+        self._parameters = [prunable(network)[layer.name] for layer in self.layers]
+        self.device = self._parameters[0].device
+        self.places = [self._places_of(masks[layer.name], layer) for layer in self.layers]
+        self._weights = [
+            _of(parameter.detach().float().flatten(), places)
+            for parameter, places in zip(self._parameters, self.places, strict=True)
         ]
+        self._luck: list[Tensor] | None = None
         budget = budget_of(counts, self.layers, keep)
         self._allocate = None if isinstance(budget, str) else budget
 
-    @property
-    def counts(self) -> list[int]:
-        return [
-            layer.size if places is None else len(places)
+    def _places_of(self, mask: Tensor, layer: Layer) -> Tensor | None:
+        return None if bool(mask.all()) else _index(mask.flatten().to(self.device), layer.size)
+
+    def draw(self, noise: float, generator: torch.Generator) -> None:
+        """Give every weight its luck, the same on every device; it is added to all logits from now on."""
+        self._luck = [
+            _of(_gumbel(layer.size, generator).to(self.device).mul_(noise), places)
             for layer, places in zip(self.layers, self.places, strict=True)
         ]
+
+    @property
+    def counts(self) -> list[int]:
+        return [len(weights) for weights in self._weights]
 
     @property
     def count(self) -> int:
         return sum(self.counts)
 
     @torch.no_grad()
-    def logits(self, scorer: Scorer, gradients: Scores, luck: Sequence[Tensor] | None) -> list[Tensor]:
+    def logits(self, scorer: Scorer, gradients: Scores) -> list[Tensor]:
         """Of what is left of each layer."""
-
-        def left(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {
-                layer.name: _of(tensors[layer.name].detach().flatten(), places).float()
-                for layer, places in zip(self.layers, self.places, strict=True)
-            }
-
-        named = {layer.name: places for layer, places in zip(self.layers, self.places, strict=True)}
-        features = FeaturesOfRest(self.layers, left(self._weights), left(gradients), named)
-        found = [scorer.score(features.layer(layer)) for layer in self.layers]
-        if luck is None:
-            return found
-        return [
-            values.add_(_of(chance, places)) for values, chance, places in zip(found, luck, self.places, strict=True)
+        names = [layer.name for layer in self.layers]
+        left = [
+            _of(gradients[name].detach().float().flatten(), places)
+            for name, places in zip(names, self.places, strict=True)
         ]
+        features = FeaturesOfRest(
+            self.layers,
+            dict(zip(names, self._weights, strict=True)),
+            dict(zip(names, left, strict=True)),
+            dict(zip(names, self.places, strict=True)),
+        )
+        found = [scorer.score(features.layer(layer)) for layer in self.layers]
+        if self._luck is not None:
+            for values, luck in zip(found, self._luck, strict=True):
+                values.add_(luck)
+        return found
 
     @torch.no_grad()
     def prune(self, said: Sequence[Tensor], keep: int) -> None:
@@ -131,29 +149,26 @@ class _Rest:
         else:
             counts = allocated(self.layers, keep, self._allocate, self.counts)
             kept = [top_k(values, count) for values, count in zip(said, counts, strict=True)]
-        for index, (layer, here) in enumerate(zip(self.layers, kept, strict=True)):
-            places = self.places[index]
-            gone = _of_or_range(places, ~here)
-            removed = torch.zeros(layer.size, dtype=torch.bool, device=self.device)
-            removed[gone] = True  # a view of the weights would depend on their memory format
-            self._weights[layer.name].masked_fill_(removed.view(layer.shape), 0.0)
-            self.places[index] = _of_or_range(places, here)
+        for at, (layer, parameter, here) in enumerate(zip(self.layers, self._parameters, kept, strict=True)):
+            index = _index(here, layer.size)
+            before = self.places[at]
+            places = index if before is None else before.index_select(0, index)
+            self.places[at] = places
+            self._weights[at] = self._weights[at].index_select(0, index)
+            if self._luck is not None:
+                self._luck[at] = self._luck[at].index_select(0, index)
+            dense = torch.zeros(layer.size, device=self.device).index_copy_(0, places.long(), self._weights[at])
+            parameter.copy_(dense.view(layer.shape))  # a view of it would depend on its memory format
+
+
+def _index(mask: Tensor, size: int) -> Tensor:
+    """Where a flat ``mask`` is true: in half the memory where ``size`` fits."""
+    found = mask.nonzero().squeeze(1)
+    return found.int() if size < 2**31 else found
 
 
 def _of(values: Tensor, places: Tensor | None) -> Tensor:
-    return values if places is None else values[places]
-
-
-def _of_or_range(places: Tensor | None, chosen: Tensor) -> Tensor:
-    """``places[chosen]``, where ``None`` stands for all places."""
-    return chosen.nonzero().squeeze(1) if places is None else places[chosen]
-
-
-def _at(score: Tensor, places: Tensor | None, values: Tensor) -> None:
-    if places is None:
-        score.copy_(values)
-    else:
-        score[places] = values
+    return values if places is None else values.index_select(0, places)
 
 
 def dealt(batches: Batches, parts: int) -> list[list[tuple[Tensor, Tensor]]]:
@@ -177,6 +192,7 @@ def dealt(batches: Batches, parts: int) -> list[list[tuple[Tensor, Tensor]]]:
     return portions
 
 
-def _gumbel(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Standard Gumbel noise, flat; the same on every device."""
-    return torch.empty(math.prod(shape)).exponential_(generator=generator).log_().neg_().to(device)
+def _gumbel(count: int, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise from 24 bits each, on the CPU."""
+    uniform = torch.rand(count, generator=generator).clamp_(min=2**-25)
+    return uniform.neg_().log1p_().neg_().log_().neg_()
