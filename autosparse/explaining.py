@@ -97,7 +97,7 @@ def explain(
     """
     for method in methods:
         Request(sparsity, method).check()
-    name, chosen = named_scorer(scorer)
+    name, chosen = named_scorer(scorer, "weights")
     layers, batches = layers_of(model), list(batches)
     keep = keep_count(total_weights(layers), sparsity)
     progress("gradients")

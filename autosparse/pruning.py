@@ -29,7 +29,7 @@ from autosparse.masks import Masks
 from autosparse.recipes import Recipe, recipe_of
 from autosparse.sanity import check_sanity, is_rearrangement, rearranged
 from autosparse.scorer.network import Scorer
-from autosparse.scorer.store import load_scorer
+from autosparse.scorer.store import DEFAULT_SCORERS, load_scorer
 from autosparse.seeding import derive_seed, generator, global_stream
 from autosparse.triggers.init import AtInit
 
@@ -293,7 +293,7 @@ def prune(
             f"method '{method}'{setting} needs data: "
             "pass data=, any iterable of (images, labels) batches with at least one"
         )
-    chosen = named_scorer(scorer) if "scorer" in criterion.needs else None
+    chosen = named_scorer(scorer, "weights") if "scorer" in criterion.needs else None
     if stream is None and data is not None and not isinstance(data, Iterator):
         stream = partial(_without_end, data, micro_batch)
     ingredients = {
@@ -373,18 +373,27 @@ def _budget(
     other = recipe_of(name.removeprefix(_LIKE))
     given = dict(ingredients)
     if "scorer" in CRITERIA.get(other.criterion).needs and given["scorer"] is None:
-        given["scorer"] = named_scorer(None)[1]
+        given["scorer"] = named_scorer(None, "weights")[1]
     choice = Choice(other.criterion, {}, other.at_init, other.budget)
     # Its own stream: the same numbers in the scores of both would make random masks choose themselves.
     masks, _ = choose(model, choice, keep, gradients=gradients, generator=generator(seed, "like"), **given)
     return like(masks)
 
 
-def named_scorer(scorer: Scorer | str | Path | None) -> tuple[str, Scorer]:
-    """A scorer and what to call it: one given in Python, or a pretrained one or a file by name."""
+def default_scorer(method: str, budget: str | None = None) -> str | None:
+    """The pretrained scorer that ``method`` takes where none is given; ``None`` if it takes none."""
+    methods = [method, *([budget.removeprefix(_LIKE)] if budget and budget.startswith(_LIKE) else [])]
+    takes = any("scorer" in CRITERIA.get(recipe_of(name).criterion).needs for name in methods)
+    return DEFAULT_SCORERS["weights"] if takes else None
+
+
+def named_scorer(scorer: Scorer | str | Path | None, use: str) -> tuple[str, Scorer]:
+    """A scorer and what to call it: one given in Python, a pretrained one or a file by name, or the default of a
+    use (:data:`autosparse.scorer.store.DEFAULT_SCORERS`).
+    """
     if isinstance(scorer, Scorer):
         return "(given in Python)", scorer
-    loaded = load_scorer(scorer)
+    loaded = load_scorer(scorer, use)
     return loaded.name, loaded.scorer
 
 

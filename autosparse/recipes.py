@@ -131,6 +131,7 @@ _CROPIT = AtInit(rounds=7, path="halving")
 RECIPES: Registry[Recipe] = Registry("method")
 for _name, _recipe in {
     "autos": Recipe("autos", on_paths=True),
+    "autos-cts": Recipe("autos-cts", on_paths=True),
     "random": Recipe("random", budget="erk"),
     "synflow": Recipe("synflow", when=AtInit(rounds=100)),
     "iter-snip": Recipe(

@@ -291,7 +291,7 @@ class Shrinker:
         criterion = self.recipe.criterion
         if criterion is None or "scorer" not in CHANNEL_CRITERIA.get(criterion).needs:
             return None
-        return named_scorer(scorer)
+        return named_scorer(scorer, "channels")
 
     def _summary(self, selection: Selection, began: float) -> ShrinkSummary:
         full, widths = self.coupling.widths, selection.widths

@@ -35,7 +35,7 @@ SPARSITY = 0.98
 STEP = "training step"
 LARGE = "torchvision:resnet50"
 #: CTS is a search whose cost is proportional to its steps: a sixteenth of them tells it.
-OPTIONS = {"cts": {"steps": 100, "warm_steps": 20}}
+OPTIONS = {name: {"steps": 100, "warm_steps": 20} for name in ("cts", "autos-cts")}
 
 
 def methods() -> list[str]:

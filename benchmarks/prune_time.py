@@ -29,15 +29,15 @@ from autosparse.layers import layers_of, prunable, total_weights
 from autosparse.models import seeded_model
 from autosparse.pruning import score_batches
 from autosparse.scorer.network import Scorer
-from autosparse.scorer.store import DEFAULT_SCORER, list_scorers, load_scorer, save_scorer
+from autosparse.scorer.store import DEFAULT_SCORERS, list_scorers, load_scorer, save_scorer
 
 SPARSITY = 0.98
 
 
 def scorer_file(folder: Path) -> str:
     """The default scorer's name, or a file with one of random weights."""
-    if DEFAULT_SCORER in list_scorers():
-        return DEFAULT_SCORER
+    if DEFAULT_SCORERS["weights"] in list_scorers():
+        return DEFAULT_SCORERS["weights"]
     path = folder / "random.safetensors"
     save_scorer(path, Scorer("scale-free"), {"note": "random weights"})
     return str(path)

@@ -188,6 +188,7 @@ AT_INIT = [name for name in list_methods() if isinstance(recipe_of(name).when, A
 QUICK = {
     "synflow": ["rounds=10"],
     "cts": ["steps=5", "warm_steps=2"],
+    "autos-cts": ["steps=5", "warm_steps=2"],
     "scout": ["steps=5"],
 }  # the search and the rounds are tested elsewhere
 
@@ -197,7 +198,7 @@ QUICK = {
 def test_every_method_prunes_and_repeats_itself(
     method: str, tmp_path: Path, scorer_file: Path, capsys: Capture
 ) -> None:
-    scorer = ["--scorer", scorer_file] if method == "autos" else []
+    scorer = ["--scorer", scorer_file] if method.startswith("autos") else []
     contents = []
     for name, seed in (("first", 5), ("second", 5), ("other", 6)):
         arguments = [*TINY, "--method", method, *scorer, "--sparsity", 0.98, "--seed", seed, "--score-images", 128]

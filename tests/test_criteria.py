@@ -21,7 +21,8 @@ from autosparse.seeding import generator, global_stream
 Batch = tuple[Tensor, Tensor]
 Net = Callable[..., nn.Module]
 #: Searches that are over sooner.
-QUICK = {"cts": {"steps": 5, "warm_steps": 2}, "scout": {"steps": 5}}
+_SEARCH = {"steps": 5, "warm_steps": 2}
+QUICK = {"cts": _SEARCH, "autos-cts": _SEARCH, "scout": {"steps": 5}}
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ METHODS = [name for name in autosparse.list_methods() if isinstance(recipe_of(na
 #: Searches and rounds that are over sooner.
 OPTIONS: dict[str, dict[str, int]] = {
     "cts": {"steps": 5, "warm_steps": 2},
+    "autos-cts": {"steps": 5, "warm_steps": 2},
     "scout": {"steps": 5},
     "synflow": {"rounds": 20},
 }

@@ -117,10 +117,12 @@ def test_a_scorer_survives_the_disk_bit_by_bit(tmp_path: Path) -> None:
 def test_pretrained_scorers_go_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "_pretrained_folder", lambda: tmp_path)
     assert list_scorers() == []
-    for name in ("b-set", store.DEFAULT_SCORER):
+    names = sorted({"b-set", *store.DEFAULT_SCORERS.values()})
+    for name in names:
         save_scorer(tmp_path / f"{name}.safetensors", random_scorer("paper"), {})
-    assert list_scorers() == ["b-set", store.DEFAULT_SCORER]
-    assert load_scorer().name == store.DEFAULT_SCORER
+    assert list_scorers() == names
+    assert load_scorer().name == store.DEFAULT_SCORERS["weights"]
+    assert load_scorer(use="channels").name == store.DEFAULT_SCORERS["channels"]
     assert load_scorer("b-set").scorer.feature_set == "paper"
     with pytest.raises(UnknownNameError, match="unknown scorer 'b-sat': did you mean b-set"):
         load_scorer("b-sat")

@@ -19,6 +19,7 @@ from autosparse.bench.setting import WEIGHTS
 from autosparse.channels.widths import ROUND_TO
 from autosparse.errors import AutoSparseError
 from autosparse.granularity import parse_granularity
+from autosparse.pruning import default_scorer
 from autosparse.training import TrainConfig
 
 #: Part of every hash: raised when the same settings no longer give the same result.
@@ -117,6 +118,8 @@ class Cell:
             found["dataset"] = _FOLDER + Path(self.dataset.removeprefix(_FOLDER)).name
         if self.scorer is not None and (self.scorer.endswith(".safetensors") or "/" in self.scorer):
             found["scorer"] = _content_of(Path(self.scorer))
+        if self.scorer is None and not self.is_dense and not self.removes_channels:
+            found["scorer"] = default_scorer(self.method, self.budget)
         return found
 
     @cached_property

@@ -20,7 +20,7 @@ from autosparse.data import list_datasets
 from autosparse.errors import UnknownNameError
 from autosparse.models import list_models
 from autosparse.recipes import list_methods, recipe_of
-from autosparse.scorer.store import DEFAULT_SCORER, list_scorers, load_scorer
+from autosparse.scorer.store import DEFAULT_SCORERS, list_scorers, load_scorer
 from autosparse.triggers.init import AtInit
 
 _MOMENTS = ["at init", "early in training", "during training", "after training", "in rounds of training"]
@@ -155,8 +155,10 @@ def _scorers() -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("name", "features", "learned from", "held-out Spearman")]
     for name in list_scorers():
         card = load_scorer(name).card
-        sources = ", ".join(source["run"] for source in card.get("sources", []))
+        tasks = card.get("search", {}).get("tasks", [])
+        sources = ", ".join([source["run"] for source in card.get("sources", [])] or [task["model"] for task in tasks])
         rank = card.get("held_out", {}).get("figures", {}).get("scorer", {}).get("spearman")
-        label = f"{name} (default)" if name == DEFAULT_SCORER else name
+        uses = " and ".join(use for use, default in DEFAULT_SCORERS.items() if default == name)
+        label = f"{name} (default for {uses})" if uses else name
         rows.append((label, card["features"], sources, "" if rank is None else f"{rank:.3f}"))
     return rows

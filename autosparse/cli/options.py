@@ -19,7 +19,7 @@ from autosparse.errors import AutoSparseError
 from autosparse.experiment import Network, PruneSettings, ShrinkSettings
 from autosparse.models import parse_model_args
 from autosparse.models.rebuilding import is_own_code
-from autosparse.scorer.store import DEFAULT_SCORER, load_scorer
+from autosparse.scorer.store import DEFAULT_SCORERS, load_scorer
 from autosparse.training import Callback, ProgressBar
 
 console = Console()
@@ -72,12 +72,13 @@ MethodArgOption = Annotated[
     list[str] | None,
     typer.Option("--method-arg", metavar="KEY=VALUE", help="Option of the method, such as rounds=50. Repeatable."),
 ]
+_SCORER_HELP = "For {}: a pretrained scorer (see 'autosparse list scorers') or a .safetensors file."
 ScorerOption = Annotated[
+    str | None, typer.Option(help=_SCORER_HELP.format("autos"), show_default=DEFAULT_SCORERS["weights"])
+]
+ChannelScorerOption = Annotated[
     str | None,
-    typer.Option(
-        help="For autos: a pretrained scorer (see 'autosparse list scorers') or a .safetensors file.",
-        show_default=DEFAULT_SCORER,
-    ),
+    typer.Option("--scorer", help=_SCORER_HELP.format("autos-s"), show_default=DEFAULT_SCORERS["channels"]),
 ]
 BudgetOption = Annotated[
     str | None,

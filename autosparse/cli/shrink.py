@@ -13,6 +13,7 @@ from autosparse.channels.request import LATENCY_BATCH
 from autosparse.channels.widths import ROUND_TO
 from autosparse.cli.options import (
     RUN,
+    ChannelScorerOption,
     ChannelsOption,
     DataDirOption,
     DatasetOption,
@@ -31,7 +32,6 @@ from autosparse.cli.options import (
     ParamsOption,
     RoundToOption,
     ScoreImagesOption,
-    ScorerOption,
     SplitSeedOption,
     SpreadOption,
     console,
@@ -68,7 +68,7 @@ def shrink_command(
     spread: SpreadOption = None,
     keep: KeepOption = None,
     round_to: RoundToOption = ROUND_TO,
-    scorer: ScorerOption = None,
+    scorer: ChannelScorerOption = None,
     dataset: DatasetOption = "digits",
     score_images: ScoreImagesOption = 1280,
     micro_batch: MicroBatchOption = SCORE_BATCH,

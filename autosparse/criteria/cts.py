@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ Values = Mapping[str, Tensor]
 
 TASKS = ("kl", "ce", "gradnorm")
 _SCALE = 100  # of kl and ce, the authors' value: keeps gradients far above Adam's epsilon
+_CLOSE = 1e-4  # of logits
 _CLIP = 2.0  # the largest gradient norm of the warm-up, the authors' value
 
 
@@ -80,47 +82,142 @@ def cts(
     Raises:
         AutoSparseError: an option out of range, no images, or a loss that is not finite.
     """
-    _check_task(task)
-    _check_numbers(1, steps=steps, step_images=step_images)
-    _check_numbers(0, warm_steps=warm_steps)
-    _check_numbers(None, lr=lr, temperature=temperature, density_slack=density_slack, warm_lr=warm_lr)
-    weights = {name: weight.detach() for name, weight in prunable(model).items()}
-    device = next(iter(weights.values())).device
-    dtype = torch.promote_types(next(iter(weights.values())).dtype, torch.float32)
-    left = torch.cat([masks[name].flatten().to(device) for name in weights])
-    density = keep / int(left.sum())
-    if density >= 1:
-        return {name: masks[name].to(weight) for name, weight in weights.items()}
-    seed = int(torch.randint(2**62, (), generator=generator))
-    groups = _groups(batches, step_images)
-    network = _warmed(model, groups, loss_fn, masks, warm_steps, warm_lr, seed) if warm_steps else model
-    start = torch.full(left.shape, math.log(density / (1 - density)), device=device, dtype=dtype)
-    search = ConcreteSearch(steps, lr, temperature, ExpectedCount(density_slack * keep))
-    s = search.run(
-        start.masked_fill_(~left, -math.inf),
-        _task_gradient(task, network, groups, loss_fn, batch_statistics),
-        seeding.generator(seed, "concrete noise", device=device),
+    search = TicketSearch(
+        "cts", task, steps, step_images, lr, temperature, density_slack, batch_statistics, warm_steps, warm_lr
     )
-    return _like(weights, s.clamp_min(torch.finfo(dtype).min))
+    return search.run(model, batches, loss_fn, keep, masks, generator)
 
 
-def _task_gradient(
-    task: str, network: nn.Module, groups: Sequence[Pieces], loss_fn: LossFn, batch_statistics: bool
-) -> Callable[[Tensor, int], Tensor]:
-    """dtask/dm at the mask m, over the images of a step."""
-    advice = "check the data and the initialisation of the network, or lower its option warm_lr"
-    theta = {name: weight.detach() for name, weight in prunable(network).items()}
-    if task == "kl":
-        groups, loss_fn = [_labelled_by(network, pieces, batch_statistics) for pieces in groups], reverse_kl
+@dataclass(frozen=True)
+class TicketSearch:
+    """Concrete Ticket Search with its options, which are those of :func:`cts`.
 
-    def gradient(flat: Tensor, step: int) -> Tensor:
-        m = {name: part.to(theta[name].dtype) for name, part in _like(theta, flat).items()}
-        sparse = {name: weight * m[name] for name, weight in theta.items()}
-        loss = MeanLoss(network, groups[step % len(groups)], loss_fn, "cts", batch_statistics, advice)
-        by_m = _of_gradient_norm(loss, theta, sparse, m) if task == "gradnorm" else _of_loss(loss, theta, sparse)
-        return torch.cat([by_m[name].flatten() for name in theta]).to(flat.dtype)
+    Args:
+        owner: the criterion, for messages.
 
-    return gradient
+    Raises:
+        UnknownNameError: no such task. AutoSparseError: an option out of range.
+    """
+
+    owner: str
+    task: str
+    steps: int
+    step_images: int
+    lr: float
+    temperature: float
+    density_slack: float
+    batch_statistics: bool
+    warm_steps: int
+    warm_lr: float
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise UnknownNameError(f"task of {self.owner}", self.task, TASKS)
+        self._check_numbers(1, "steps", "step_images")
+        self._check_numbers(0, "warm_steps")
+        self._check_numbers(None, "lr", "temperature", "density_slack", "warm_lr")
+
+    def _check_numbers(self, least: int | None, *names: str) -> None:
+        """AutoSparseError for an option below ``least`` or, without one, that is not positive and finite."""
+        for name in names:
+            value = getattr(self, name)
+            fits = 0 < value < math.inf if least is None else value >= least
+            if not fits:
+                wanted = "a positive number" if least is None else f"{least} or more"
+                raise AutoSparseError(f"{self.owner} has {name} {value}: give {wanted}")
+
+    def run(
+        self,
+        model: nn.Module,
+        batches: Pieces,
+        loss_fn: LossFn,
+        keep: int,
+        masks: Masks,
+        generator: torch.Generator,
+        logits: Values | None = None,
+    ) -> Scores:
+        """The logits that the search ends with.
+
+        Args:
+            logits: those that it starts from, up to a constant that makes the expected count ``keep``; by default all
+                equal.
+
+        Raises:
+            AutoSparseError: no images, or a loss that is not finite.
+        """
+        weights = {name: weight.detach() for name, weight in prunable(model).items()}
+        device = next(iter(weights.values())).device
+        dtype = torch.promote_types(next(iter(weights.values())).dtype, torch.float32)
+        left = torch.cat([masks[name].flatten().to(device) for name in weights])
+        if keep >= int(left.sum()):
+            return {name: masks[name].to(weight) for name, weight in weights.items()}
+        seed = int(torch.randint(2**62, (), generator=generator))
+        groups = _groups(batches, self.step_images)
+        network = self._warmed(model, groups, loss_fn, masks, seed) if self.warm_steps else model
+        start = torch.zeros(left.shape, device=device, dtype=dtype)
+        if logits is not None:
+            start = torch.cat([logits[name].flatten().to(start) for name in weights])
+        start[left] = _with_expected(keep, start[left])
+        search = ConcreteSearch(self.steps, self.lr, self.temperature, ExpectedCount(self.density_slack * keep))
+        s = search.run(
+            start.masked_fill_(~left, -math.inf),
+            self._task_gradient(network, groups, loss_fn),
+            seeding.generator(seed, "concrete noise", device=device),
+        )
+        return _like(weights, s.clamp_min(torch.finfo(dtype).min))
+
+    def _task_gradient(
+        self, network: nn.Module, groups: Sequence[Pieces], loss_fn: LossFn
+    ) -> Callable[[Tensor, int], Tensor]:
+        """dtask/dm at the mask m, over the images of a step."""
+        advice = "check the data and the initialisation of the network, or lower its option warm_lr"
+        theta = {name: weight.detach() for name, weight in prunable(network).items()}
+        if self.task == "kl":
+            groups, loss_fn = [_labelled_by(network, pieces, self.batch_statistics) for pieces in groups], reverse_kl
+
+        def gradient(flat: Tensor, step: int) -> Tensor:
+            m = {name: part.to(theta[name].dtype) for name, part in _like(theta, flat).items()}
+            sparse = {name: weight * m[name] for name, weight in theta.items()}
+            loss = MeanLoss(network, groups[step % len(groups)], loss_fn, self.owner, self.batch_statistics, advice)
+            by_m = (
+                _of_gradient_norm(loss, theta, sparse, m) if self.task == "gradnorm" else _of_loss(loss, theta, sparse)
+            )
+            return torch.cat([by_m[name].flatten() for name in theta]).to(flat.dtype)
+
+        return gradient
+
+    def _warmed(
+        self, model: nn.Module, groups: Sequence[Pieces], loss_fn: LossFn, masks: Masks, seed: int
+    ) -> nn.Module:
+        """A copy of ``model`` after SGD on the weights that are left; the learning rate falls to 0."""
+        network = copy.deepcopy(model).train().requires_grad_(True)
+        parameters = list(network.parameters())
+        sgd = torch.optim.SGD(parameters, self.warm_lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        masks.hold(network, sgd)
+        with seeding.global_stream(seed, "warm-up"):
+            for step in range(self.warm_steps):
+                sgd.param_groups[0]["lr"] = self.warm_lr * (1 - step / self.warm_steps)
+                sgd.zero_grad()
+                pieces = groups[step % len(groups)]
+                images = sum(len(x) for x, _ in pieces)
+                for x, y in pieces:
+                    loss = loss_fn(network(x.to(parameters[0].device)), y.to(parameters[0].device))
+                    (loss * (len(x) / images)).backward()
+                nn.utils.clip_grad_norm_(parameters, _CLIP)
+                sgd.step()
+        return network
+
+
+def _with_expected(count: int, logits: Tensor) -> Tensor:
+    """``logits`` plus the constant with which their probabilities add up to ``count``, below their number."""
+    low, high = (math.log(count / (len(logits) - count)) - float(end) for end in reversed(logits.aminmax()))
+    while high - low > _CLOSE:
+        middle = (low + high) / 2
+        if float((logits + middle).sigmoid().sum(dtype=torch.float64)) < count:
+            low = middle
+        else:
+            high = middle
+    return logits + high
 
 
 def _of_loss(loss: MeanLoss, theta: Values, sparse: Values) -> Values:
@@ -152,28 +249,6 @@ def _labelled_by(network: nn.Module, pieces: Pieces, batch_statistics: bool) -> 
         return [(x, network(x.to(device)).log_softmax(1)) for x, _ in pieces]
 
 
-def _warmed(
-    model: nn.Module, groups: Sequence[Pieces], loss_fn: LossFn, masks: Masks, steps: int, lr: float, seed: int
-) -> nn.Module:
-    """A copy of ``model`` after ``steps`` of SGD on the weights that are left; the learning rate falls to 0."""
-    network = copy.deepcopy(model).train().requires_grad_(True)
-    parameters = list(network.parameters())
-    sgd = torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    masks.hold(network, sgd)
-    with seeding.global_stream(seed, "warm-up"):
-        for step in range(steps):
-            sgd.param_groups[0]["lr"] = lr * (1 - step / steps)
-            sgd.zero_grad()
-            pieces = groups[step % len(groups)]
-            images = sum(len(x) for x, _ in pieces)
-            for x, y in pieces:
-                loss = loss_fn(network(x.to(parameters[0].device)), y.to(parameters[0].device))
-                (loss * (len(x) / images)).backward()
-            nn.utils.clip_grad_norm_(parameters, _CLIP)
-            sgd.step()
-    return network
-
-
 def _groups(batches: Pieces, images: int) -> list[Pieces]:
     """The batches of each step: large ones are cut and small ones put together to hold at least ``images``."""
     groups: list[list[tuple[Tensor, Tensor]]] = [[]]
@@ -190,17 +265,3 @@ def _like(weights: Values, flat: Tensor) -> dict[str, Tensor]:
     """The parts of ``flat``, all weights laid end to end, in the shapes of ``weights``."""
     parts = flat.split([weight.numel() for weight in weights.values()])
     return {name: part.view(w.shape) for (name, w), part in zip(weights.items(), parts, strict=True)}
-
-
-def _check_task(task: str) -> None:
-    if task not in TASKS:
-        raise UnknownNameError("task of cts", task, TASKS)
-
-
-def _check_numbers(least: int | None, **options: float) -> None:
-    """AutoSparseError for a number below ``least`` or, without one, that is not positive and finite."""
-    for name, value in options.items():
-        fits = 0 < value < math.inf if least is None else value >= least
-        if not fits:
-            wanted = "a positive number" if least is None else f"{least} or more"
-            raise AutoSparseError(f"cts has {name} {value}: give {wanted}")

@@ -49,6 +49,7 @@ _KNOWN = {
     # learned masks
     "autos": MethodStyle("#d55e00", "o"),
     "cts": MethodStyle("#a63603", "*", _DASHED),
+    "autos-cts": MethodStyle("#d55e00", "X", _DASHED),
     "scout": MethodStyle("#e8743b", "s", _DASHED),
     # sensitivity of the loss
     "snip": MethodStyle("#0072b2", "s"),

@@ -21,6 +21,7 @@ from autosparse.scorer.network import NETWORKS, Scorer
 from autosparse.seeding import derive_seed, generator, global_stream
 
 HOLDOUTS = ("auto", "run", "layer")
+_STEPS = 80  # of an epoch, at least
 Progress = Callable[[int, int, float], None]
 
 
@@ -30,7 +31,8 @@ class FitConfig:
 
     Args:
         features: feature set. network: ``linear``, ``mlp`` or ``cnn``.
-        epochs, batch_size, lr: of Adam on the mean squared error of predicted survival, as published.
+        epochs, batch_size, lr: of Adam on the mean squared error of predicted survival, as published. Where a batch
+            would be more than an eightieth of the weights it is made smaller, for a small file needs steps too.
         holdout: groups that are held out together: whole runs or whole layers; ``auto`` takes runs when there are
             several. Single weights are never split: neighbours share channel and layer features.
         holdout_fraction: share of the groups that is held out.
@@ -144,14 +146,15 @@ def _fit(data: Examples, rows: np.ndarray, config: FitConfig, progress: Progress
     deviation = x.std(dim=0)
     scorer.std.copy_(torch.where(deviation > 1e-6 * scorer.mean.abs(), deviation, 1.0))
     optimizer = torch.optim.Adam(scorer.parameters(), lr=config.lr)
-    steps = max(1, len(x) // config.batch_size)
+    size = max(2, min(config.batch_size, len(x) // _STEPS))
+    steps = max(1, len(x) // size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs * steps)
     scorer.train()
     for epoch in range(config.epochs):
         order = torch.randperm(len(x), generator=generator(config.seed, "fit", epoch))
         loss_sum = 0.0
         for step in range(steps):
-            batch = order[step * config.batch_size : (step + 1) * config.batch_size]
+            batch = order[step * size : (step + 1) * size]
             loss = F.mse_loss(scorer(x[batch]).sigmoid(), y[batch])
             optimizer.zero_grad()
             loss.backward()

@@ -13,7 +13,9 @@ from autosparse.files import atomic_path, load_tensors, read_json, save_tensors,
 from autosparse.scorer.network import NETWORKS, Scorer
 
 _KIND = "scorer"
-DEFAULT_SCORER = "resnet20-cifar10"
+
+#: What scores are for -> the pretrained scorer where none is named.
+DEFAULT_SCORERS = {"weights": "resnet20-cifar10", "channels": "resnet20-cifar10"}
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,17 @@ def list_scorers() -> list[str]:
     return sorted(path.stem for path in _pretrained_folder().glob("*.safetensors"))
 
 
-def load_scorer(which: str | Path | None = None) -> StoredScorer:
+def load_scorer(which: str | Path | None = None, use: str = "weights") -> StoredScorer:
     """A pretrained scorer by name, or one from a file.
 
     Args:
         which: a name, or a path (anything with a folder or the suffix ``.safetensors``); ``None`` is the default.
+        use: a key of :data:`DEFAULT_SCORERS`.
 
     Raises:
         UnknownNameError: no such pretrained scorer, feature set or network. FileFormatError: not a scorer file.
     """
-    text = str(DEFAULT_SCORER if which is None else which)
+    text = str(DEFAULT_SCORERS[use] if which is None else which)
     if isinstance(which, Path) or text.endswith(".safetensors") or "/" in text:
         return _read(Path(text), text)
     if text not in list_scorers():

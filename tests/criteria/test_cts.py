@@ -19,6 +19,8 @@ from autosparse.criteria.cts import TASKS, reverse_kl
 from autosparse.errors import AutoSparseError, UnknownNameError
 from autosparse.layers import layers_of, prunable
 from autosparse.masks import Masks
+from autosparse.scorer.network import Scorer
+from autosparse.scorer.search import NAMES, scorer_of
 
 F64 = torch.float64
 Batch = tuple[Tensor, Tensor]
@@ -61,6 +63,13 @@ def cts(model: nn.Module, batches: list[Batch], keep: int, seed: int = 0, **opti
         generator=torch.Generator().manual_seed(seed),
         options=options,
     )
+
+
+def with_scorer(model: nn.Module, batches: list[Batch], keep: int, scorer: Scorer, **options: Any) -> dict[str, Tensor]:
+    return score(
+        "autos-cts", model, batches=batches, loss_fn=F.cross_entropy, keep=keep, scorer=scorer,
+        generator=torch.Generator().manual_seed(0), options=options,
+    )  # fmt: skip
 
 
 def flat(values: dict[str, Tensor]) -> Tensor:
@@ -317,3 +326,28 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
 def test_no_images_are_refused() -> None:
     with pytest.raises(AutoSparseError, match="no batch of images was given"):
         cts(small_net(), [], 6)
+
+
+# from the odds of a scorer -------------------------------------------------------------------------------------------
+
+
+def test_without_trust_in_the_scorer_the_search_is_that_of_cts() -> None:
+    scorer = scorer_of([1.0] * len(NAMES))
+    plain = cts(small_net(), images(8, 8), 6, steps=20, warm_steps=3)
+    found = with_scorer(small_net(), images(8, 8), 6, scorer, trust=0.0, steps=20, warm_steps=3)
+    assert torch.equal(flat(found), flat(plain))
+
+
+def test_the_search_starts_at_the_odds_of_the_scorer_and_the_count_that_is_asked_for() -> None:
+    by_magnitude = scorer_of([1.2 if name == "log|z|" else 0.0 for name in NAMES])  # logit log|w|, plus a constant
+    model = small_net()
+    found = flat(with_scorer(model, images(8), 6, by_magnitude, trust=2.0, steps=1, lr=1e-9, warm_steps=0))
+    expected = 2 * flat({**prunable(model)}).detach().abs().log()
+    assert torch.allclose(found - found[0], expected - expected[0], atol=1e-4)
+    assert float(found.sigmoid().sum()) == pytest.approx(6, rel=1e-3)
+
+
+@pytest.mark.parametrize("trust", [-1.0, math.inf, math.nan])
+def test_trust_is_a_finite_factor(trust: float) -> None:
+    with pytest.raises(AutoSparseError, match=r"autos-cts has trust .*: give 0 or more"):
+        with_scorer(small_net(), images(8), 6, scorer_of([0.0] * len(NAMES)), trust=trust)
