@@ -5,9 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from autosparse.cli import main
+from autosparse.data import ImageData, load_data
+from autosparse.models import seeded_model
+from autosparse.pruning import prune, score_batches
+from autosparse.scorer.search import NAMES, SCALES, SearchConfig, Surrogate
+from autosparse.scorer.trial_file import TrialFile
+from autosparse.scorer.trials import Task
+from autosparse.training import TrainConfig, evaluate, train
 
 pytestmark = pytest.mark.slow
 
@@ -24,3 +32,29 @@ def test_a_scorer_of_a_tiny_irp_file_ranks_a_held_out_run_better_than_magnitude_
     assert held_out["kind"] == "run"
     ranks = {name: figures["spearman"] for name, figures in held_out["figures"].items()}
     assert ranks["scorer"] > max(ranks["magnitude"], ranks["snip"])
+
+
+def accuracy(method: str, data: ImageData, seed: int) -> float:
+    """On test images, of a network whose architecture and images the default scorer has never seen."""
+    model = seeded_model("wrn-16-2", seed=seed, num_classes=10, in_channels=data.channels, width=0.5)
+    batches = score_batches(data, seed=seed, images=1280)
+    pruned = prune(model, batches, sparsity=0.98, method=method, num_batches=None, seed=seed)
+    train(model, data, TrainConfig(epochs=8, seed=seed), masks=pruned.masks, device="cpu", validate=False)
+    return evaluate(model, data.test)
+
+
+def test_the_default_scorer_prunes_a_network_it_never_saw_better_than_chance() -> None:
+    data = load_data("digits", image_size=16)
+    by_scorer, by_chance = ([accuracy(method, data, seed) for seed in (1, 2, 3)] for method in ("autos", "random"))
+    assert np.mean(by_scorer) > np.mean(by_chance)
+
+
+def test_the_default_scorer_is_the_best_of_the_trials_that_are_kept_beside_it() -> None:
+    folder = Path(__file__).parent.parent / "pretrained"
+    card = json.loads((folder / "cifar10-search.json").read_text())
+    search = SearchConfig(**{**card["search"], "tasks": tuple(Task(**task) for task in card["search"]["tasks"])})
+    trials = TrialFile(folder / "cifar10-search.jsonl", search).trials
+    assert len(trials) == search.trials
+    trials.sort(key=lambda trial: (trial.generation, trial.candidate, trial.task))
+    slopes = Surrogate(trials, search.seed).best() / list(SCALES.values())
+    assert slopes.tolist() == pytest.approx([card["slopes"][name] for name in NAMES], abs=0.05)

@@ -15,7 +15,7 @@ from autosparse.scorer.network import NETWORKS, Scorer
 _KIND = "scorer"
 
 #: What scores are for -> the pretrained scorer where none is named.
-DEFAULT_SCORERS = {"weights": "resnet20-cifar10", "channels": "resnet20-cifar10"}
+DEFAULT_SCORERS = {"weights": "cifar10-search", "channels": "resnet20-cifar10"}
 
 
 @dataclass(frozen=True)
