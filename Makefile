@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # -n: pytest processes. Each takes one thread, so that they do not fight over the cores.
 JOBS   ?= 2
 
-.PHONY: demo test lint install clean
+.PHONY: demo test pretrained lint install clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,20 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pretrained scorers, from CIFAR-10 as JPEG images (an archive with train/CLASS/* and test/CLASS/* in this folder). The
+# trials beside the default scorer are used again; remove them to make them anew.
+IMAGES ?= cifar10-jpeg.tar.gz
+SOURCE := runs/resnet20-cifar10.h5
+
+pretrained: install
+	mkdir -p runs
+	test -e $(SOURCE) || $(BIN)/autosparse generate --model resnet20 --dataset imagefolder:$(IMAGES) --rounds 16 \
+	    --final-density 0.01 --epochs 1 --batch-size 256 --lr 0.2 --score-images 1280 --seed 0 --out $(SOURCE)
+	$(BIN)/autosparse train-scorer $(SOURCE) --out pretrained/resnet20-cifar10.safetensors --force
+	$(BIN)/autosparse train-scorer $(SOURCE) --features paper --out pretrained/resnet20-cifar10-paper.safetensors --force
+	$(BIN)/autosparse search-scorer pretrained/cifar10-search.yaml --trials pretrained/cifar10-search.jsonl \
+	    --out pretrained/cifar10-search.safetensors --jobs $(JOBS) --force
 
 clean:
 	rm -rf $(VENV) demo build dist

@@ -129,6 +129,10 @@ def test_list_has_a_line_for_every_name(kind: str, names: list[str], capsys: Cap
         assert name in first_words
 
 
+def test_brackets_in_a_list_are_told(capsys: Capture) -> None:
+    assert "autosparse[timm]" in call(capsys, "list", "models").out
+
+
 def test_a_method_is_explained_with_its_options(capsys: Capture) -> None:
     result = call(capsys, "list", "grasp")
     assert (result.status, result.err) == (0, "")

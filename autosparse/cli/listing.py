@@ -55,10 +55,10 @@ def list_command(
         raise UnknownNameError("kind of list or method", kind, [*listings, *methods])
     rows = listings[kind]()
     table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
-    for title in rows[0]:
-        table.add_column(title, overflow="fold")
+    for column, title in enumerate(rows[0]):
+        table.add_column(title, overflow="fold", no_wrap=column == 0)  # names are there to be copied
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # brackets are no markup
     console.print(table)
 
 
@@ -152,13 +152,13 @@ def _reflowed(docstring: str) -> list[str]:
 
 
 def _scorers() -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("name", "features", "learned from", "held-out Spearman")]
+    rows: list[tuple[str, ...]] = [("name", "default for", "features", "learned from", "held-out Spearman")]
     for name in list_scorers():
         card = load_scorer(name).card
         tasks = card.get("search", {}).get("tasks", [])
-        sources = ", ".join([source["run"] for source in card.get("sources", [])] or [task["model"] for task in tasks])
+        runs = [source["run"] for source in card.get("sources", [])]
+        sources = ", ".join(runs or dict.fromkeys(task["model"] for task in tasks))
         rank = card.get("held_out", {}).get("figures", {}).get("scorer", {}).get("spearman")
         uses = " and ".join(use for use, default in DEFAULT_SCORERS.items() if default == name)
-        label = f"{name} (default for {uses})" if uses else name
-        rows.append((label, card["features"], sources, "" if rank is None else f"{rank:.3f}"))
+        rows.append((name, uses, card["features"], sources, "" if rank is None else f"{rank:.3f}"))
     return rows

@@ -40,11 +40,11 @@ def autos(
     parts: int = 10,
     noise: float = 1.0,
 ) -> Scores:
-    """Survival in iterative rewind pruning, as a learned scorer predicts it.
+    """Which weights are worth keeping, as a scorer learned on other networks.
 
     Scorers of initial features (``paper``, ``scale-free``) see each weight once, and scores are their logits: the order
-    of the predicted survivals, without the ties that a float32 sigmoid makes near 1. ``parts`` and ``noise`` are not
-    for them.
+    of the predicted survivals in iterative rewind pruning, without the ties that a float32 sigmoid makes near 1.
+    ``parts`` and ``noise`` are not for them.
 
     Scorers of the feature set ``state`` see what is left again and again, and scores count the prunings that a weight
     survived. Without ``steps`` the network is pruned at its initial weights, in rounds of draws
