@@ -477,6 +477,15 @@ def test_other_sizes_are_resized_and_cropped(folder: Path, tmp_path: Path) -> No
     assert open_folder(folder, tmp_path / "data").image_size == 224
 
 
+def test_the_same_images_are_described_alike_wherever_they_are(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = open_folder(folder, tmp_path / "data").describe()
+    monkeypatch.chdir(folder.parent)
+    assert open_folder(Path(folder.name), tmp_path / "data").describe() == there
+    assert there["name"] == f"imagefolder:{folder.name}"
+
+
 def test_val_is_the_test_part_alone_and_the_validation_part_beside_test(folder: Path, tmp_path: Path) -> None:
     cut = open_folder(folder, tmp_path / "data")
     (folder / "test").rename(folder / "val")

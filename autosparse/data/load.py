@@ -123,7 +123,7 @@ def load_data(
     train = split_of(arrays, store, train_rows)
     val = split_of(arrays, store, val_rows) if cut else whole("val")
     provenance: dict[str, object] = {
-        "name": _FOLDER + Path(name).name if name.startswith(_FOLDER) else name,
+        "name": _FOLDER + Path(name.removeprefix(_FOLDER)).name if name.startswith(_FOLDER) else name,
         "counts": {"train": len(train), "val": len(val), "test": source.sizes["test"]},
         "num_classes": len(source.class_names),
         "image_size": source.image_size,
