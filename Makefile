@@ -38,6 +38,7 @@ pretrained: install
 	$(BIN)/autosparse train-scorer $(SOURCE) --features paper --out pretrained/resnet20-cifar10-paper.safetensors --force
 	$(BIN)/autosparse search-scorer pretrained/cifar10-search.yaml --trials pretrained/cifar10-search.jsonl \
 	    --out pretrained/cifar10-search.safetensors --jobs $(JOBS) --force
+	$(BIN)/python pretrained/guide.py
 
 clean:
 	rm -rf $(VENV) demo build dist

@@ -293,7 +293,7 @@ def prune(
             f"method '{method}'{setting} needs data: "
             "pass data=, any iterable of (images, labels) batches with at least one"
         )
-    chosen = named_scorer(scorer, "weights") if "scorer" in criterion.needs else None
+    chosen = named_scorer(scorer, _use(recipe, own)) if "scorer" in criterion.needs else None
     if stream is None and data is not None and not isinstance(data, Iterator):
         stream = partial(_without_end, data, micro_batch)
     ingredients = {
@@ -373,18 +373,25 @@ def _budget(
     other = recipe_of(name.removeprefix(_LIKE))
     given = dict(ingredients)
     if "scorer" in CRITERIA.get(other.criterion).needs and given["scorer"] is None:
-        given["scorer"] = named_scorer(None, "weights")[1]
+        given["scorer"] = named_scorer(None, _use(other, {}))[1]
     choice = Choice(other.criterion, {}, other.at_init, other.budget)
     # Its own stream: the same numbers in the scores of both would make random masks choose themselves.
     masks, _ = choose(model, choice, keep, gradients=gradients, generator=generator(seed, "like"), **given)
     return like(masks)
 
 
-def default_scorer(method: str, budget: str | None = None) -> str | None:
-    """The pretrained scorer that ``method`` takes where none is given; ``None`` if it takes none."""
-    methods = [method, *([budget.removeprefix(_LIKE)] if budget and budget.startswith(_LIKE) else [])]
-    takes = any("scorer" in CRITERIA.get(recipe_of(name).criterion).needs for name in methods)
-    return DEFAULT_SCORERS["weights"] if takes else None
+def default_scorer(method: str, options: Mapping[str, Any], budget: str | None) -> str | None:
+    """The pretrained scorer that ``method``, or the method of its budget, takes where none is given."""
+    asked = [(recipe_of(method), options)]
+    if budget and budget.startswith(_LIKE):
+        asked.append((recipe_of(budget.removeprefix(_LIKE)), {}))
+    uses = [_use(recipe, given) for recipe, given in asked if "scorer" in CRITERIA.get(recipe.criterion).needs]
+    return DEFAULT_SCORERS[uses[0]] if uses else None
+
+
+def _use(recipe: Recipe, options: Mapping[str, Any]) -> str:
+    """What a scorer is for, a key of :data:`autosparse.scorer.store.DEFAULT_SCORERS`."""
+    return "steps" if recipe.criterion == "autos" and options.get("steps") else "weights"
 
 
 def named_scorer(scorer: Scorer | str | Path | None, use: str) -> tuple[str, Scorer]:

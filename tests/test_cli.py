@@ -85,7 +85,7 @@ def test_help_of_a_command_names_its_options(command: str, capsys: Capture) -> N
     [
         ("prune", "the method's own"),
         ("prune", "the set's own"),
-        ("prune", "cifar10-search"),
+        ("prune", "cifar10-search, or guide with --steps"),
         ("shrink", "resnet20-cifar10"),
         ("train", "the one the masks were made for, or vgg16"),
         ("generate", "MODEL_DATASET_seedN"),

@@ -119,7 +119,7 @@ class Cell:
         if self.scorer is not None and (self.scorer.endswith(".safetensors") or "/" in self.scorer):
             found["scorer"] = _content_of(Path(self.scorer))
         if self.scorer is None and not self.is_dense and not self.removes_channels:
-            found["scorer"] = default_scorer(self.method, self.budget)
+            found["scorer"] = default_scorer(self.method, self.options, self.budget)
         return found
 
     @cached_property

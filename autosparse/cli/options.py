@@ -74,7 +74,11 @@ MethodArgOption = Annotated[
 ]
 _SCORER_HELP = "For {}: a pretrained scorer (see 'autosparse list scorers') or a .safetensors file."
 ScorerOption = Annotated[
-    str | None, typer.Option(help=_SCORER_HELP.format("autos"), show_default=DEFAULT_SCORERS["weights"])
+    str | None,
+    typer.Option(
+        help=_SCORER_HELP.format("autos"),
+        show_default="{weights}, or {steps} with --steps".format_map(DEFAULT_SCORERS),
+    ),
 ]
 ChannelScorerOption = Annotated[
     str | None,

@@ -14,8 +14,9 @@ from autosparse.scorer.network import NETWORKS, Scorer
 
 _KIND = "scorer"
 
-#: What scores are for -> the pretrained scorer where none is named.
-DEFAULT_SCORERS = {"weights": "cifar10-search", "channels": "resnet20-cifar10"}
+#: What a scorer is for -> the pretrained one where none is named: to prune single weights at their initial values, to
+#: guide the steps of a short training, to score channels.
+DEFAULT_SCORERS = {"weights": "cifar10-search", "steps": "guide", "channels": "resnet20-cifar10"}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from autosparse.arguments import parse_arguments
 from autosparse.bench import Cell, Grid, cells_of
 from autosparse.budget.selection import density_of
 from autosparse.errors import AutoSparseError
+from autosparse.scorer.store import DEFAULT_SCORERS
 from autosparse.training import TrainConfig
 
 TRAIN = {
@@ -233,6 +234,24 @@ def test_a_scorer_goes_by_its_contents(tmp_path: Path) -> None:
     assert replace(CELL, scorer=str(paths[1])).hash != first
     with pytest.raises(AutoSparseError, match=r"cannot read the scorer .*absent\.safetensors"):
         _ = replace(CELL, scorer=str(tmp_path / "absent.safetensors")).hash
+
+
+def test_the_default_scorer_is_part_of_a_cell_that_takes_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cells() -> list[Cell]:
+        plain = replace(CELL, method="random", options={}, budget=None, sanity=None)
+        learned = replace(plain, method="autos")
+        return [plain, learned, replace(learned, options={"steps": 9}), replace(plain, budget="like:autos"), CHANNELS]
+
+    assert [cell.facts["scorer"] for cell in cells()] == [
+        None,
+        "cifar10-search",
+        "cifar10-guide",
+        "cifar10-search",
+        None,
+    ]
+    before = [cell.hash for cell in cells()]
+    monkeypatch.setitem(DEFAULT_SCORERS, "weights", "another")
+    assert [cell.hash == old for cell, old in zip(cells(), before, strict=True)] == [True, False, True, False, True]
 
 
 # Commands ----------------------------------------------------------------------------------------------------------
