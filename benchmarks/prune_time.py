@@ -2,8 +2,8 @@
 
     python benchmarks/prune_time.py
 
-Both methods average the same gradients over the same images; only AutoS then runs its scorer. With no pretrained
-scorer at hand, one with random weights is used: it takes the same time.
+Both methods look at the gradients of as many images. AutoS divides them among rounds of draws, runs its scorer in each,
+and keeps only weights on paths.
 """
 
 from __future__ import annotations
@@ -18,29 +18,21 @@ from pathlib import Path
 
 import torch.nn.functional as F
 from common import Spread, interleave, options, parse, ratios, seconds, table
-from torch import Tensor
 
 from autosparse.budget import keep_count, select
 from autosparse.connectivity import is_connected
-from autosparse.criteria import mean_gradient
+from autosparse.criteria import Scores, score
 from autosparse.data import load_data
-from autosparse.features import NetworkFeatures
-from autosparse.layers import layers_of, prunable, total_weights
+from autosparse.layers import layers_of, total_weights
+from autosparse.masks import Masks
 from autosparse.models import seeded_model
+from autosparse.paths import select_on_paths
 from autosparse.pruning import score_batches
-from autosparse.scorer.network import Scorer
-from autosparse.scorer.store import DEFAULT_SCORERS, list_scorers, load_scorer, save_scorer
+from autosparse.scorer.store import load_scorer
+from autosparse.seeding import generator
 
 SPARSITY = 0.98
-
-
-def scorer_file(folder: Path) -> str:
-    """The default scorer's name, or a file with one of random weights."""
-    if DEFAULT_SCORERS["weights"] in list_scorers():
-        return DEFAULT_SCORERS["weights"]
-    path = folder / "random.safetensors"
-    save_scorer(path, Scorer("scale-free"), {"note": "random weights"})
-    return str(path)
+METHODS = ("autos", "snip")
 
 
 def command_time(method: list[str], images: int, folder: Path, threads: int) -> float:
@@ -55,37 +47,37 @@ def command_time(method: list[str], images: int, folder: Path, threads: int) -> 
 class Stages:
     """The steps of pruning, one at a time in this process."""
 
-    def __init__(self, images: int, scorer: Scorer) -> None:
+    def __init__(self, images: int) -> None:
         self.model = seeded_model("vgg16", seed=0, num_classes=10)
-        self.layers, self.weights = layers_of(self.model), prunable(self.model)
+        self.layers = layers_of(self.model)
+        self.keep = keep_count(total_weights(self.layers), SPARSITY)
         self.batches = score_batches(load_data("digits"), seed=0, images=images)
-        self.scorer = scorer
-        self.gradients = self.gradient()
-        self.scores = self.autos()
+        self.scorer = load_scorer().scorer
+        self.by = {method: self.scores(method) for method in METHODS}
         self.masks = self.selection()
 
-    def gradient(self) -> dict[str, Tensor]:
-        return mean_gradient(self.model, self.batches, F.cross_entropy)
+    def scores(self, method: str) -> Scores:
+        """Gradients included."""
+        return score(
+            method, self.model, batches=self.batches, loss_fn=F.cross_entropy, keep=self.keep, scorer=self.scorer,
+            generator=generator(0, "scores"),
+        )  # fmt: skip
 
-    def autos(self) -> dict[str, Tensor]:
-        features = NetworkFeatures(self.scorer.feature_set, self.layers, self.weights, self.gradients)
-        return {layer.name: self.scorer.score(features.layer(layer)) for layer in self.layers}
+    def selection(self) -> Masks:
+        return select(self.by["snip"], self.layers, self.keep)
 
-    def snip(self) -> dict[str, Tensor]:
-        return {name: (weight.detach() * self.gradients[name]).abs() for name, weight in self.weights.items()}
-
-    def selection(self) -> dict[str, Tensor]:
-        return dict(select(self.scores, self.layers, keep_count(total_weights(self.layers), SPARSITY)))
+    def selection_on_paths(self) -> Masks:
+        return select_on_paths(self.model, self.by["autos"], self.layers, self.keep, self.batches[0][0])
 
     def connectivity(self) -> bool:
         return is_connected(self.model, self.masks, self.batches[0][0])
 
     def timings(self, repeats: int) -> dict[str, list[float]]:
         stages: dict[str, Callable[[], object]] = {
-            "gradient": self.gradient,
-            "scoring, autos": self.autos,
-            "scoring, snip": self.snip,
-            "selection": self.selection,
+            "scores of autos, gradients included": partial(self.scores, "autos"),
+            "scores of snip, gradients included": partial(self.scores, "snip"),
+            "selection on paths (autos)": self.selection_on_paths,
+            "selection (snip)": self.selection,
             "connectivity check": self.connectivity,
         }
         timers = {name: partial(seconds, stage) for name, stage in stages.items()}
@@ -97,27 +89,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1280, help="images that the gradient is averaged over")
     parsed = parse(parser)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        scorer = scorer_file(folder)
-        methods = {"autos": ["--method", "autos", "--scorer", scorer], "snip": ["--method", "snip"]}
         commands = {
-            method: partial(command_time, flags, parsed.images, folder, parsed.threads)
-            for method, flags in methods.items()
+            method: partial(command_time, ["--method", method], parsed.images, Path(name), parsed.threads)
+            for method in METHODS
         }
         whole = interleave(commands, parsed.repeats, warm_up=not parsed.quick)
-        stages = Stages(parsed.images, load_scorer(scorer).scorer).timings(parsed.repeats)
-    shared = [sum(each) for each in zip(*(stages[key] for key in stages if "scoring" not in key), strict=True)]
-    autos, snip = (
-        [a + b for a, b in zip(shared, stages[f"scoring, {method}"], strict=True)] for method in ("autos", "snip")
-    )
+    stages = Stages(parsed.images).timings(parsed.repeats)
     print("## Time of pruning\n")
     print(f"VGG-16 (CIFAR), sparsity {SPARSITY}, {parsed.images} images of digits; {parsed.repeats} repeats in turn.\n")
-    rows = [
-        ["`autosparse prune`, whole command", Spread.of(whole["autos"]), Spread.of(whole["snip"]),
-         ratios(whole["autos"], whole["snip"])],
-        ["the stages below", Spread.of(autos), Spread.of(snip), ratios(autos, snip)],
-    ]  # fmt: skip
-    print(table(["", "autos, s", "snip, s", "autos / snip"], rows))
+    rows = [[Spread.of(whole["autos"]), Spread.of(whole["snip"]), ratios(whole["autos"], whole["snip"])]]
+    print(table(["`autosparse prune`, autos, s", "snip, s", "autos / snip"], rows))
     print(table(["stage in one process", "s"], [[name, Spread.of(values)] for name, values in stages.items()]))
 
 
