@@ -1,4 +1,4 @@
-"""The tables of docs/results.md are those of the results beside it."""
+"""The tables of docs/results.md and docs/study.md are those of the results beside them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 @pytest.mark.parametrize("path", sorted((DOCS / "results").glob("*.json")), ids=lambda path: path.stem)
 def test_the_tables_in_the_text_are_those_of_the_results(path: Path) -> None:
-    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    text = "".join((DOCS / name).read_text(encoding="utf-8") for name in ("results.md", "study.md"))
     assert f"results/{path.name}" in text
     for table in summary_tables(read_summary(path)).split("\n\n"):
         assert table.strip() in text
