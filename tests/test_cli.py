@@ -215,7 +215,7 @@ def test_every_method_prunes_and_repeats_itself(
         contents.append((tmp_path / name / "masks.safetensors").read_bytes())
     assert contents[0] == contents[1]
     assert contents[0] != contents[2]
-    assert summary_of(tmp_path / "first")["scorer"] == (str(scorer_file) if method == "autos" else None)
+    assert summary_of(tmp_path / "first")["scorer"] == (str(scorer_file) if scorer else None)
 
 
 def test_new_initial_weights_under_the_same_mask(tmp_path: Path, capsys: Capture) -> None:

@@ -242,13 +242,8 @@ def test_the_default_scorer_is_part_of_a_cell_that_takes_one(monkeypatch: pytest
         learned = replace(plain, method="autos")
         return [plain, learned, replace(learned, options={"steps": 9}), replace(plain, budget="like:autos"), CHANNELS]
 
-    assert [cell.facts["scorer"] for cell in cells()] == [
-        None,
-        "cifar10-search",
-        "cifar10-guide",
-        "cifar10-search",
-        None,
-    ]
+    weights, steps = DEFAULT_SCORERS["weights"], DEFAULT_SCORERS["steps"]
+    assert [cell.facts["scorer"] for cell in cells()] == [None, weights, steps, weights, None]
     before = [cell.hash for cell in cells()]
     monkeypatch.setitem(DEFAULT_SCORERS, "weights", "another")
     assert [cell.hash == old for cell, old in zip(cells(), before, strict=True)] == [True, False, True, False, True]
