@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from autosparse.layers import Layer
 from autosparse.scorer import network, store
 from autosparse.scorer.dataset import IRPRun
 from autosparse.scorer.fit import Examples, FitConfig, examples, fit_scorer, predict, split_groups
+from autosparse.scorer.losses import LOSSES
 from autosparse.scorer.metrics import compare, compare_baseline, top_overlap
 from autosparse.scorer.network import Scorer
 from autosparse.scorer.store import card_path, list_scorers, load_scorer, save_scorer
@@ -309,6 +312,27 @@ def test_a_scorer_finds_relative_magnitude_and_beats_raw_magnitude() -> None:
     assert np.array_equal(fitted.heldout_label, data.y.numpy()[rows])
     assert np.allclose(predict(fitted.scorer, data.x[rows]), fitted.heldout_predicted, atol=1e-5)
     json.dumps(fitted.card, allow_nan=False)
+
+
+@pytest.mark.parametrize("loss", LOSSES.names())
+def test_every_loss_finds_the_order_of_survival(loss: str) -> None:
+    fitted = fit_scorer([synthetic_run()], replace(QUICK, loss=loss))
+    assert fitted.figures["scorer"].spearman > 0.95
+    assert fitted.figures["scorer"].spearman > fitted.figures["magnitude"].spearman
+    assert fitted.card["config"]["loss"] == loss
+
+
+def test_losses_by_hand() -> None:
+    logits, survival = torch.tensor([0.0, math.log(3), 2.0, 5.0]), torch.tensor([1.0, 0.5, 0.5, 0.5])
+    shares = logits.sigmoid()
+    assert float(LOSSES.get("regression")(logits, survival)) == pytest.approx(float(((shares - survival) ** 2).mean()))
+    cross = -(survival * shares.log() + (1 - survival) * (1 - shares).log()).mean()
+    assert float(LOSSES.get("classification")(logits, survival)) == pytest.approx(float(cross), rel=1e-5)
+    # Pairs (0, 2) and (1, 3); those of the second survive equally long.
+    assert float(LOSSES.get("ranking")(logits, survival)) == pytest.approx(math.log(1 + math.exp(2)), rel=1e-5)
+    assert float(LOSSES.get("ranking")(logits, torch.ones(4))) == 0
+    with pytest.raises(UnknownNameError, match="unknown loss 'rank': did you mean ranking"):
+        FitConfig(loss="rank")
 
 
 def test_with_two_runs_a_whole_run_is_held_out() -> None:

@@ -36,6 +36,13 @@ def train_scorer_command(
         ),
     ] = "scale-free",
     network: Annotated[str, typer.Option(help="linear, mlp (small and fast), or cnn (as published).")] = "mlp",
+    loss: Annotated[
+        str,
+        typer.Option(
+            help="What is minimised: regression (of the survival, as published), classification (survival of a round) "
+            "or ranking (of pairs; R2 is then without meaning)."
+        ),
+    ] = "regression",
     holdout: Annotated[
         str, typer.Option(help="What is held out to measure on: run, layer, or auto (runs if there are several).")
     ] = "auto",
@@ -60,6 +67,7 @@ def train_scorer_command(
     config = FitConfig(
         features=features,
         network=network,
+        loss=loss,
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,

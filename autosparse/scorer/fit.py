@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.model_selection import GroupShuffleSplit
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from autosparse.errors import AutoSparseError, UnknownNameError
 from autosparse.features import FEATURE_SETS, NetworkFeatures, feature_set
 from autosparse.provenance import provenance
 from autosparse.scorer.dataset import IRPRun
+from autosparse.scorer.losses import LOSSES
 from autosparse.scorer.metrics import Prediction, compare, compare_baseline
 from autosparse.scorer.network import NETWORKS, Scorer
 from autosparse.seeding import derive_seed, generator, global_stream
@@ -31,8 +31,10 @@ class FitConfig:
 
     Args:
         features: feature set. network: ``linear``, ``mlp`` or ``cnn``.
-        epochs, batch_size, lr: of Adam on the mean squared error of predicted survival, as published. Where a batch
-            would be more than an eightieth of the weights it is made smaller, for a small file needs steps too.
+        loss: ``regression`` of the survival as published, ``classification`` or ``ranking``
+            (:mod:`autosparse.scorer.losses`).
+        epochs, batch_size, lr: of Adam. Where a batch would be more than an eightieth of the weights it is made
+            smaller, for a small file needs steps too.
         holdout: groups that are held out together: whole runs or whole layers; ``auto`` takes runs when there are
             several. Single weights are never split: neighbours share channel and layer features.
         holdout_fraction: share of the groups that is held out.
@@ -42,6 +44,7 @@ class FitConfig:
 
     features: str = "scale-free"
     network: str = "mlp"
+    loss: str = "regression"
     epochs: int = 10
     batch_size: int = 2048
     lr: float = 1e-3
@@ -54,6 +57,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         feature_set(self.features)
         NETWORKS.get(self.network)
+        LOSSES.get(self.loss)
         if self.holdout not in HOLDOUTS:
             raise UnknownNameError("holdout", self.holdout, HOLDOUTS)
         for name, low in (("epochs", 1), ("batch_size", 2), ("max_weights", 2)):
@@ -149,13 +153,14 @@ def _fit(data: Examples, rows: np.ndarray, config: FitConfig, progress: Progress
     size = max(2, min(config.batch_size, len(x) // _STEPS))
     steps = max(1, len(x) // size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs * steps)
+    criterion = LOSSES.get(config.loss)
     scorer.train()
     for epoch in range(config.epochs):
         order = torch.randperm(len(x), generator=generator(config.seed, "fit", epoch))
         loss_sum = 0.0
         for step in range(steps):
             batch = order[step * size : (step + 1) * size]
-            loss = F.mse_loss(scorer(x[batch]).sigmoid(), y[batch])
+            loss = criterion(scorer(x[batch]), y[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
