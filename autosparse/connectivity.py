@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,18 +40,18 @@ def in_float64(task: str, instead: str) -> Iterator[None]:
 
 
 def _flow(model: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """The summed output of the flow network. ``x [N, ...]`` is positive and float64."""
+    """The summed output of the flow network. ``x [N, ...]`` is positive and has the type of ``weights``."""
     state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         is_bias = name.rpartition(".")[2].endswith("bias")
-        state[name] = torch.full_like(parameter, 0.0 if is_bias else 1.0, dtype=torch.float64)
+        state[name] = torch.full_like(parameter, 0.0 if is_bias else 1.0, dtype=x.dtype)
     for name, buffer in model.named_buffers():
         if buffer.is_floating_point():
             last = name.rpartition(".")[2]
             state[name] = (
-                torch.full_like(buffer, float(last == "running_var"), dtype=torch.float64)
+                torch.full_like(buffer, float(last == "running_var"), dtype=x.dtype)
                 if last in ("running_mean", "running_var")
-                else buffer.double()
+                else buffer.to(x.dtype)
             )
     output = functional_call(model, {**state, **weights}, (x,))
     return output.sum()
@@ -113,6 +115,51 @@ def flow_through(model: nn.Module, masks: Mapping[str, Tensor], x: Tensor) -> di
     Arguments, cost and errors as for :func:`useful_weights`; float64 tensors a layer.
     """
     return {name: weight * gradient for name, (weight, gradient) in _gradients(model, masks, x).items()}
+
+
+def passing_by(model: nn.Module, x: Tensor) -> dict[str, float]:
+    """For each layer the share of the dense network's flow that does not pass through it, in [0, 1].
+
+    Nothing passes by a layer of a chain, about half by one in a residual branch. Where that cannot be told, everything
+    counts as passing through: of a weight that another module uses than its own, and where no gradient arrives (before
+    a softmax, which passes on to one what it takes from others). Costs one backward pass of one image, without the
+    gradients of weights.
+
+    Args:
+        x: a batch of inputs; only its shape and device are used.
+    """
+    weights = {
+        name: torch.full_like(weight, weight.shape[0] / weight.numel(), dtype=torch.float64)
+        for name, weight in prunable(model).items()
+    }
+    outputs: dict[str, list[Tensor]] = {name: [] for name in weights}
+
+    def keep(name: str, module: nn.Module, args: Any, output: object) -> None:
+        if isinstance(output, Tensor) and output.requires_grad:
+            outputs[name].append(output)  # linear in the weight: times its gradient, it is what flows through
+
+    hooks = [
+        model.get_submodule(name.rpartition(".")[0]).register_forward_hook(partial(keep, name)) for name in weights
+    ]
+    try:
+        with untouched(model), torch.enable_grad(), Replaced(LINEAR):
+            model.eval()
+            total = _flow(model, weights, _probe(x).requires_grad_(True))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = [output for kept in outputs.values() for output in kept]
+    gradients = iter(torch.autograd.grad(total, found, allow_unused=True) if found else ())
+    through = {
+        name: sum(
+            float((output * gradient).detach().sum())
+            for output, gradient in zip(kept, gradients, strict=False)  # the next layer takes up where this stops
+            if gradient is not None
+        )
+        for name, kept in outputs.items()
+    }
+    most = max(through.values(), default=0.0)
+    return {name: 1 - flow / most if flow > _DUST * most else 0.0 for name, flow in through.items()}
 
 
 def _gradients(model: nn.Module, masks: Mapping[str, Tensor], x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

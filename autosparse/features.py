@@ -16,18 +16,21 @@ Feature sets:
     What can be seen at any moment, of a network in training as well as at initialisation, dense or sparse: logarithms
     of ratios to what is left of the whole network. With σ and ρ the root mean squares of the weights and gradients that
     are left anywhere, z = w/σ and h = g/ρ; gradients may be root mean squares over batches, as signs play no role.
+``flow``
+    ``state``, and how much of what flows from input to output passes by the layer (a shortcut leads around it), in
+    [0, 1] (:func:`autosparse.connectivity.passing_by`): a layer that all must pass may not become too thin.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from autosparse.errors import UnknownNameError
+from autosparse.errors import AutoSparseError, UnknownNameError
 from autosparse.layers import Layer, total_weights
 
 #: |z| and |h| below this count as this in their logarithms: rarer than one weight in ten thousand.
@@ -48,6 +51,22 @@ class FeatureSet:
         return self.weight + self.out_channel + self.in_channel + self.layer
 
 
+_STATE = FeatureSet(
+    weight=("log|z|", "log|h|"),
+    out_channel=("log out share",),
+    in_channel=("log in share",),
+    layer=(
+        "log fan-in",
+        "log fan-out",
+        "relative depth",
+        "kernel size",
+        "log share of weights",
+        "log gradient scale / network's",
+        "log weight scale / network's",
+        "log density / network's",
+    ),
+)
+
 FEATURE_SETS: dict[str, FeatureSet] = {
     "paper": FeatureSet(weight=("w", "g")),
     "scale-free": FeatureSet(
@@ -63,30 +82,12 @@ FEATURE_SETS: dict[str, FeatureSet] = {
             "log gradient scale / network's",
         ),
     ),
-    "state": FeatureSet(
-        weight=("log|z|", "log|h|"),
-        out_channel=("log out share",),
-        in_channel=("log in share",),
-        layer=(
-            "log fan-in",
-            "log fan-out",
-            "relative depth",
-            "kernel size",
-            "log share of weights",
-            "log gradient scale / network's",
-            "log weight scale / network's",
-            "log density / network's",
-        ),
-    ),
+    "state": _STATE,
+    "flow": replace(_STATE, layer=(*_STATE.layer, "bypass", "bypass * log density")),
 }
 
-
-#: ``state`` of single weights: what is one of channels elsewhere is one of theirs.
-_OF_REST = FeatureSet(
-    weight=FEATURE_SETS["state"].weight,
-    out_channel=FEATURE_SETS["state"].out_channel + FEATURE_SETS["state"].in_channel,
-    layer=FEATURE_SETS["state"].layer,
-)
+#: Feature sets of networks in training and half pruned as well as of initial ones.
+AT_ANY_MOMENT = frozenset({"state", "flow"})
 
 
 def feature_set(name: str) -> FeatureSet:
@@ -174,7 +175,12 @@ class NetworkFeatures:
         layers: the layers, in order.
         weights, gradients: one tensor a layer, of the layer's shape, on one device. Gradients are means over images of
             the mean cross-entropy, so that their scale does not depend on how many images were used.
-        masks: what is left, for ``state``: bool tensors a layer; by default everything. Removed weights are zero.
+        masks: what is left, for ``state`` and ``flow``: bool tensors a layer; by default everything. Removed weights
+            are zero.
+        bypass: layer -> the share of the flow that passes by it, for ``flow``.
+
+    Raises:
+        AutoSparseError: ``flow`` without ``bypass``.
     """
 
     def __init__(
@@ -184,13 +190,15 @@ class NetworkFeatures:
         weights: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor],
         masks: Mapping[str, Tensor] | None = None,
+        bypass: Mapping[str, float] | None = None,
     ) -> None:
         self.name = name
+        self._bypass = _checked(name, bypass)
         self.spec = feature_set(name)
         self.layers = list(layers)
         self._weights = weights
         self._gradients = gradients
-        self._masks = masks = masks if name == "state" else None
+        self._masks = masks = masks if name in AT_ANY_MOMENT else None
         self._total = total_weights(layers)
         self._left = self._total
         if masks is None:
@@ -199,7 +207,7 @@ class NetworkFeatures:
             self._left = sum(int(masks[layer.name].count_nonzero()) for layer in layers)
             left = {layer.name: gradients[layer.name] * masks[layer.name] for layer in layers}
             self._network_rms = _rms(left, layers, self._left)
-        self._weight_rms = _rms(weights, layers, self._left) if name == "state" else 0.0
+        self._weight_rms = _rms(weights, layers, self._left) if name in AT_ANY_MOMENT else 0.0
 
     @torch.no_grad()
     def layer(self, layer: Layer) -> LayerFeatures:
@@ -213,7 +221,7 @@ class NetworkFeatures:
                 self.spec, layer.shape, weight, gradient, 1.0, 1.0,
                 empty(layer.shape[0], 0), empty(layer.shape[1], 0), empty(0),
             )  # fmt: skip
-        if self.name == "state":
+        if self.name in AT_ANY_MOMENT:
             return self._state(layer, weight, gradient)
         gradient_rms = gradient.square().mean().sqrt()
         to_z, to_h = _inverse(weight.std(correction=0)), _inverse(gradient_rms)
@@ -241,7 +249,7 @@ class NetworkFeatures:
         ]
         context = [
             *_layer_context(layer, len(self.layers), self._total, scales[1], self._network_rms),
-            *_state_context(layer, left, scales[0], self._weight_rms, self._left / self._total),
+            *_state_context(layer, left, scales[0], self._weight_rms, self._left / self._total, self._bypass),
         ]
         return LayerFeatures(
             self.spec,
@@ -257,21 +265,29 @@ class NetworkFeatures:
 
 
 class FeaturesOfRest:
-    """The ``state`` features of the weights that are left, a row a weight: removed ones cost nothing.
+    """The ``state`` or ``flow`` features of the weights that are left, a row a weight: removed ones cost nothing.
 
     Args:
+        name: ``state`` or ``flow``.
         layers: the layers, in order.
         weights, gradients: what is left of each layer, ``[n]``, on one device.
         places: where in the flattened layer, ``[n]``, ascending, as int32 or int64; ``None`` where everything is left.
+        bypass: as for :class:`NetworkFeatures`.
     """
 
     def __init__(
         self,
+        name: str,
         layers: Sequence[Layer],
         weights: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor],
         places: Mapping[str, Tensor | None],
+        bypass: Mapping[str, float] | None = None,
     ) -> None:
+        # What is one of channels elsewhere is one of single weights.
+        spec = feature_set(name)
+        self._spec = FeatureSet(spec.weight, spec.out_channel + spec.in_channel, layer=spec.layer)
+        self._bypass = _checked(name, bypass)
         self._count = len(layers)
         self._weights, self._gradients, self._places = weights, gradients, places
         self._total = total_weights(layers)
@@ -287,10 +303,10 @@ class FeaturesOfRest:
         scales = [float(torch.linalg.vector_norm(values)) / math.sqrt(max(1, left)) for values in (weight, gradient)]
         context = [
             *_layer_context(layer, self._count, self._total, scales[1], self._gradient_rms),
-            *_state_context(layer, left, scales[0], self._weight_rms, self._left / self._total),
+            *_state_context(layer, left, scales[0], self._weight_rms, self._left / self._total, self._bypass),
         ]
         return LayerFeatures(
-            _OF_REST,
+            self._spec,
             (left,),
             weight[:, None, None],
             gradient[:, None, None],
@@ -331,10 +347,28 @@ def _layer_context(
 
 
 def _state_context(
-    layer: Layer, left: int, weight_rms: float, network_weight_rms: float, network_density: float
+    layer: Layer,
+    left: int,
+    weight_rms: float,
+    network_weight_rms: float,
+    network_density: float,
+    bypass: Mapping[str, float] | None,
 ) -> list[float]:
-    """The layer-level features that ``state`` has beside those of ``scale-free``."""
-    return [_log_share(weight_rms, network_weight_rms), _log_share(left / layer.size, network_density)]
+    """The layer-level features that ``state`` and, with ``bypass``, ``flow`` have beside those of ``scale-free``."""
+    density = _log_share(left / layer.size, network_density)
+    context = [_log_share(weight_rms, network_weight_rms), density]
+    return context if bypass is None else [*context, bypass[layer.name], bypass[layer.name] * density]
+
+
+def _checked(name: str, bypass: Mapping[str, float] | None) -> Mapping[str, float] | None:
+    """``bypass`` for a feature set that has use for it."""
+    if name != "flow":
+        return None
+    if bypass is None:
+        raise AutoSparseError(
+            "the feature set 'flow' looks at the network's shortcuts, and no network is here: choose 'state'"
+        )
+    return bypass
 
 
 def _rms(tensors: Mapping[str, Tensor], layers: Sequence[Layer], count: int) -> float:

@@ -7,8 +7,9 @@ A search by trials did not find a better one so far: docs/study.md, "Steps".
 
 from pathlib import Path
 
+from autosparse.features import feature_set
 from autosparse.provenance import provenance
-from autosparse.scorer.search import NAMES, SCALES, scorer_of
+from autosparse.scorer.search import SCALES, scorer_of
 from autosparse.scorer.store import save_scorer
 
 #: log|w| + 0.3 log(root mean square of the gradient), up to what is the same for all weights.
@@ -16,7 +17,8 @@ SLOPES = {"log|z|": 1.0, "log|h|": 0.3}
 
 
 def main() -> None:
-    scorer = scorer_of([SLOPES.get(name, 0.0) * SCALES[name] for name in NAMES])
+    names = feature_set("state").names
+    scorer = scorer_of([SLOPES.get(name, 0.0) * SCALES[name] for name in names], "state")
     card = {
         "slopes": SLOPES,
         "sources": [{"run": "by hand"}],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autosparse.budget import select
-from autosparse.connectivity import connecting_weights, is_connected, responds
+from autosparse.connectivity import connecting_weights, is_connected, passing_by, responds
 from autosparse.criteria import score
 from autosparse.layers import layers_of, total_weights
 from autosparse.masks import Masks
@@ -206,3 +206,35 @@ def test_connecting_weights_are_positive_where_they_can_be() -> None:
     assert forced["first.weight"].tolist() == [[False, True], [False, False]]
     assert forced["second.weight"].tolist() == [[False, False], [True, False]]
     assert responds(model, forced, IMAGES)
+
+
+def test_nothing_passes_by_a_layer_of_a_chain_and_half_by_a_residual_branch(chain: Net) -> None:
+    assert passing_by(chain(2, 3, 2), X) == {"0.weight": 0.0, "2.weight": 0.0}
+    residual = Residual()
+    state = {name: value.clone() for name, value in residual.state_dict().items()}
+    # Units that average: the branch adds the inputs' mean to each, as much as they are together.
+    assert passing_by(residual, X) == pytest.approx({"branch.weight": 0.5, "head.weight": 0.0}, abs=1e-9)
+    assert residual.training
+    assert all(torch.equal(value, state[name]) for name, value in residual.state_dict().items())
+
+
+class Scored(nn.Module):
+    """y = head(softmax(score(x)) * x), and a weight that no module of its own applies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.lone, self.head = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + nn.functional.linear(x, self.lone.weight)
+        return self.head(self.score(x).softmax(dim=1).detach() * x)
+
+
+def test_where_it_cannot_be_told_what_passes_by_nothing_does() -> None:
+    assert passing_by(Scored(), X) == {"score.weight": 0.0, "lone.weight": 0.0, "head.weight": 0.0}
+
+
+def test_what_passes_by_the_layers_of_a_residual_network() -> None:
+    found = passing_by(seeded_model("resnet20", seed=0, num_classes=10, width=0.25), torch.zeros(1, 3, 16, 16))
+    assert [name for name, share in found.items() if share < 0.01] == ["conv.weight", "classifier.weight"]
+    assert all(0.3 < share < 0.7 for name, share in found.items() if name not in ("conv.weight", "classifier.weight"))

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autosparse.errors import UnknownNameError
-from autosparse.features import FEATURE_SETS, LOG_FLOOR, FeaturesOfRest, NetworkFeatures, feature_set
+from autosparse.errors import AutoSparseError, UnknownNameError
+from autosparse.features import AT_ANY_MOMENT, FEATURE_SETS, LOG_FLOOR, FeaturesOfRest, NetworkFeatures, feature_set
 from autosparse.layers import Layer, layers_of, prunable
 
 W = torch.tensor([[1.0, -1.0], [3.0, -3.0]]).reshape(2, 2, 1, 1)  # σ = √5
@@ -22,6 +22,8 @@ LAYERS = [
     Layer("b", "linear", (3, 4), groups=1, depth=1, offset=4),
     Layer("c", "conv2d", (4, 1, 3, 3), groups=4, depth=2, offset=16),
 ]
+
+BYPASS = {"a": 0.25, "b": 0.0, "c": 1.0}
 
 
 def tensors(seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -95,11 +97,11 @@ def test_paper_features_are_the_raw_values() -> None:
 def test_rows_are_in_storage_order_and_ranges_are_slices(name: str) -> None:
     weights, gradients = tensors()
     for layer in LAYERS:
-        features = NetworkFeatures(name, LAYERS, weights, gradients).layer(layer)
+        features = NetworkFeatures(name, LAYERS, weights, gradients, bypass=BYPASS).layer(layer)
         whole = features.matrix()
         assert whole.shape == (layer.size, len(feature_set(name).names))
         flat = weights[layer.name].flatten()
-        if name == "state":
+        if name in AT_ANY_MOMENT:
             everything = torch.cat([weights[layer.name].flatten() for layer in LAYERS])
             assert torch.allclose(whole[:, 0].exp() * everything.square().mean().sqrt(), flat.abs(), atol=1e-5)
         else:
@@ -139,20 +141,28 @@ def test_state_features_by_hand() -> None:
         "log density / network's": math.log((3 / 4) / (left / 52)),
     }
     assert first == pytest.approx(expected, abs=1e-5)
+    with_flow = NetworkFeatures("flow", LAYERS, weights, gradients, masks, BYPASS).layer(LAYERS[0]).matrix()
+    more = {"bypass": 0.25, "bypass * log density": 0.25 * expected["log density / network's"]}
+    assert dict(zip(FEATURE_SETS["flow"].names, with_flow[2].tolist(), strict=True)) == pytest.approx(
+        {**expected, **more}, abs=1e-5
+    )
+    with pytest.raises(AutoSparseError, match="no network is here: choose 'state'"):
+        NetworkFeatures("flow", LAYERS, weights, gradients, masks)
 
 
-def test_features_of_the_rest_are_rows_of_the_whole() -> None:
+@pytest.mark.parametrize("name", ["state", "flow"])
+def test_features_of_the_rest_are_rows_of_the_whole(name: str) -> None:
     weights, gradients = tensors()
     masks = {layer.name: torch.rand(layer.shape, generator=torch.Generator().manual_seed(3)) < 0.6 for layer in LAYERS}
     masks["c"] = torch.ones_like(masks["c"])
     weights = {name: value * masks[name] for name, value in weights.items()}
-    whole = NetworkFeatures("state", LAYERS, weights, gradients, masks)
+    whole = NetworkFeatures(name, LAYERS, weights, gradients, masks, BYPASS)
     places = {name: mask.flatten().nonzero().squeeze(1) for name, mask in masks.items()}
     left_weights, left_gradients = (
         {name: value.flatten()[places[name]] for name, value in kind.items()} for kind in (weights, gradients)
     )
     for of_c in (places["c"], None):  # everything is left of it
-        rest = FeaturesOfRest(LAYERS, left_weights, left_gradients, {**places, "c": of_c})
+        rest = FeaturesOfRest(name, LAYERS, left_weights, left_gradients, {**places, "c": of_c}, BYPASS)
         for layer in LAYERS:
             expected = whole.layer(layer).matrix()[places[layer.name]]
             assert torch.allclose(rest.layer(layer).matrix(), expected, atol=1e-5)

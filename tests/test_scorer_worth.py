@@ -12,7 +12,7 @@ from autosparse.cli import main
 from autosparse.data import ImageData, load_data
 from autosparse.models import seeded_model
 from autosparse.pruning import prune, score_batches
-from autosparse.scorer.search import NAMES, SCALES, SearchConfig, Surrogate
+from autosparse.scorer.search import SCALES, SearchConfig, Surrogate
 from autosparse.scorer.trial_file import TrialFile
 from autosparse.scorer.trials import Task
 from autosparse.training import TrainConfig, evaluate, train
@@ -56,5 +56,6 @@ def test_the_default_scorer_is_the_best_of_the_trials_that_are_kept_beside_it() 
     trials = TrialFile(folder / "cifar10-search.jsonl", search).trials
     assert len(trials) == search.trials
     trials.sort(key=lambda trial: (trial.generation, trial.candidate, trial.task))
-    slopes = Surrogate(trials, search.seed).best() / list(SCALES.values())
-    assert slopes.tolist() == pytest.approx([card["slopes"][name] for name in NAMES], abs=0.05)
+    best = Surrogate(trials, search.names, search.seed).best()
+    slopes = {name: weight / SCALES[name] for name, weight in zip(search.names, best.tolist(), strict=True)}
+    assert slopes == pytest.approx(card["slopes"], abs=0.05)

@@ -16,16 +16,17 @@ import torch
 from commands import call, error_of, finish, interrupt, run, start, stop_at
 
 from autosparse.errors import AutoSparseError, FileFormatError
-from autosparse.features import NetworkFeatures
+from autosparse.features import NetworkFeatures, feature_set
 from autosparse.layers import layers_of, prunable
 from autosparse.models import seeded_model
-from autosparse.scorer.search import NAMES, SCALES, SearchConfig, Surrogate, Trial, proposed, scorer_of, search
+from autosparse.scorer.search import SCALES, SearchConfig, Surrogate, Trial, proposed, scorer_of, search
 from autosparse.scorer.store import load_scorer
 from autosparse.scorer.trial_file import TrialFile
 from autosparse.scorer.trials import Task
 
 TASKS = (Task("resnet20", 0.05), Task("vgg11", 0.02))
 CONFIG = SearchConfig(TASKS, (1, 2), generations=3, candidates=4)
+NAMES = CONFIG.names
 IMAGES: list[dict[str, Any]] = [{"name": "digits"}, {"name": "digits"}]
 
 
@@ -46,15 +47,18 @@ def searched(config: SearchConfig, known: Sequence[Trial] = ()) -> tuple[list[Tr
     return search(config, known, measured, new.append)[0], new
 
 
-def test_the_scorer_is_the_sum_of_its_features_by_their_slopes() -> None:
-    slopes = np.linspace(-1, 1, len(NAMES))
-    weights = slopes * list(SCALES.values())
+@pytest.mark.parametrize("features", ["state", "flow"])
+def test_the_scorer_is_the_sum_of_its_features_by_their_slopes(features: str) -> None:
+    names = feature_set(features).names
+    slopes = np.linspace(-1, 1, len(names))
+    weights = slopes * [SCALES[name] for name in names]
     model = seeded_model("resnet20", seed=0, num_classes=10, width=0.25)
     gradients = {name: torch.ones_like(weight) for name, weight in prunable(model).items()}
     layer = layers_of(model)[3]
-    features = NetworkFeatures("state", layers_of(model), prunable(model), gradients).layer(layer)
-    found = scorer_of(weights.tolist()).score(features)
-    expected = (features.matrix() @ torch.tensor(slopes, dtype=torch.float32)).reshape(layer.shape)
+    bypass = {name: index / 40 for index, name in enumerate(gradients)}
+    seen = NetworkFeatures(features, layers_of(model), prunable(model), gradients, bypass=bypass).layer(layer)
+    found = scorer_of(weights.tolist(), features).score(seen)
+    expected = (seen.matrix() @ torch.tensor(slopes, dtype=torch.float32)).reshape(layer.shape)
     assert torch.allclose(found, expected, atol=1e-4)
 
 
@@ -69,7 +73,7 @@ def test_every_candidate_is_tried_on_every_task_with_one_seed() -> None:
 
 def test_trials_close_in_on_the_lowest_loss_whatever_tasks_and_seeds_cost() -> None:
     trials, _ = searched(replace(CONFIG, generations=6, candidates=12))
-    best = dict(zip(NAMES, Surrogate(trials, CONFIG.seed).best(), strict=True))
+    best = dict(zip(NAMES, Surrogate(trials, NAMES, CONFIG.seed).best(), strict=True))
     assert best["log|z|"] == pytest.approx(1, abs=0.15)
     assert best["log|h|"] == pytest.approx(0.5, abs=0.15)
 
@@ -80,14 +84,14 @@ def test_networks_that_cannot_learn_do_not_set_the_scale() -> None:
             yield trial, 1e6 if trial.weights[0] < 0.3 else bowl(trial)
 
     trials, _ = search(replace(CONFIG, generations=6, candidates=12), [], dead, lambda _: None)
-    best = dict(zip(NAMES, Surrogate(trials, CONFIG.seed).best(), strict=True))
+    best = dict(zip(NAMES, Surrogate(trials, NAMES, CONFIG.seed).best(), strict=True))
     assert best["log|z|"] == pytest.approx(1, abs=0.2)
     assert best["log|h|"] == pytest.approx(0.5, abs=0.2)
 
 
 def test_what_a_feature_is_worth_is_the_loss_without_it() -> None:
     trials, _ = searched(replace(CONFIG, generations=6, candidates=12))
-    surrogate = Surrogate(trials, CONFIG.seed)
+    surrogate = Surrogate(trials, NAMES, CONFIG.seed)
     lowest = surrogate.at(surrogate.best())[0]
     without = {name: surrogate.best(without=name) for name in ("log|z|", "relative depth")}
     assert all(weights[NAMES.index(name)] == 0 for name, weights in without.items())
@@ -200,7 +204,7 @@ def test_killed_and_started_again_the_command_writes_the_same_scorer(tmp_path: P
     refitted = run(*command("whole"), "--force", cwd=tmp_path)  # no trial is made again
     assert refitted.status == 0, refitted.err
     scorer = load_scorer(tmp_path / "whole.safetensors")
-    assert scorer.scorer.feature_set == "state"
+    assert scorer.scorer.feature_set == "flow"
     assert set(scorer.card["slopes"]) == set(scorer.card["worth"]) == set(NAMES)
     assert all(math.isfinite(value) for value in scorer.card["worth"].values())
     pruned = run("prune", "--model", "vgg11", "--model-arg", "width=0.125", "--scorer", "whole.safetensors",

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from multiprocessing.pool import Pool
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from rich.table import Table
 from tqdm import tqdm
 
@@ -23,10 +23,11 @@ from autosparse.bench.runner import die_with_parent, threads_of
 from autosparse.cli.options import RUN, DataDirOption, DeviceOption, ForceOption, console, help_text, resolve_device
 from autosparse.data import ImageData, load_data
 from autosparse.errors import AutoSparseError, DivergedError, UnknownNameError
+from autosparse.features import feature_set
 from autosparse.files import exclusive, require_absent
 from autosparse.provenance import provenance
 from autosparse.pruning import Request
-from autosparse.scorer.search import NAMES, SCALES, SearchConfig, Surrogate, Trial, scorer_of, search
+from autosparse.scorer.search import SCALES, SearchConfig, Surrogate, Trial, scorer_of, search
 from autosparse.scorer.store import card_path, save_scorer
 from autosparse.scorer.trial_file import TrialFile
 from autosparse.scorer.trials import Task, trial
@@ -58,16 +59,18 @@ class SearchEntry(Part):
     seeds: list[int] = Field(min_length=1)
     generations: int = Field(20, ge=1)
     candidates: int = Field(8, ge=2)
+    features: Literal["flow", "state"] = "flow"
     start: dict[str, float] = Field(default_factory=lambda: dict(SearchConfig.start))
     spread: float = Field(0.35, gt=0)
     seed: int = 0
 
     @field_validator("start")
     @classmethod
-    def _features(cls, start: dict[str, float]) -> dict[str, float]:
+    def _known(cls, start: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        names = feature_set(info.data.get("features", "flow")).names
         for name in start:
-            if name not in NAMES:
-                raise ValueError(str(UnknownNameError("feature", name, NAMES)))
+            if name not in names:
+                raise ValueError(str(UnknownNameError("feature", name, names)))
         return start
 
 
@@ -101,14 +104,14 @@ def search_scorer_command(
             surrogate = _search(_Trials(config, datasets, data_dir, str(resolve_device(device))), file, jobs)
         else:
             made = sorted(file.trials, key=lambda trial: (trial.generation, trial.candidate, trial.task))
-            surrogate = Surrogate(made[: config.trials], config.seed)
+            surrogate = Surrogate(made[: config.trials], config.names, config.seed)
         best = surrogate.best()
         predicted = surrogate.at(best)
-        worth = {name: surrogate.at(surrogate.best(without=name))[0] - predicted[0] for name in NAMES}
+        worth = {name: surrogate.at(surrogate.best(without=name))[0] - predicted[0] for name in config.names}
         card = {
             "search": asdict(config),
             "trials": config.trials,
-            "slopes": {name: float(slope) for name, slope in zip(NAMES, best / list(SCALES.values()), strict=True)},
+            "slopes": {name: float(weight) / SCALES[name] for name, weight in zip(config.names, best, strict=True)},
             "predicted": {"start": surrogate.at(config.centre), "scorer": predicted},
             "worth": worth,
             "note": "losses are in standard deviations of the trials of one task; the scorer has the "
@@ -116,7 +119,7 @@ def search_scorer_command(
             "it, less that of the best",
             "provenance": provenance(),
         }
-        save_scorer(out, scorer_of(best.tolist()), card)
+        save_scorer(out, scorer_of(best.tolist(), config.features), card)
     _print(card)
     console.print(f"wrote {out} and {card_path(out).name}", highlight=False, soft_wrap=True)
 
@@ -134,7 +137,7 @@ def _read(path: Path) -> tuple[SearchConfig, list[DatasetEntry]]:
     ]  # fmt: skip
     config = SearchConfig(
         tuple(tasks), tuple(found.seeds), found.generations, found.candidates, tuple(found.start.items()), found.spread,
-        found.seed,
+        found.seed, found.features,
     )  # fmt: skip
     return config, [entry.dataset for entry in found.tasks]
 
@@ -170,7 +173,7 @@ class _Trials:
         task, data = self.config.tasks[wanted.task], self._data[wanted.task]
         chance = math.log(data.num_classes)
         try:
-            found = trial(task, scorer_of(wanted.weights), wanted.seed, data, self._device)
+            found = trial(task, scorer_of(wanted.weights, self.config.features), wanted.seed, data, self._device)
         except DivergedError:
             return chance
         return min(found, chance)

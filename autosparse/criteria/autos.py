@@ -5,18 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from autosparse.connectivity import passing_by
 from autosparse.criteria.base import Scores, Stream, criterion
 from autosparse.criteria.drawing import drawn
 from autosparse.criteria.gradients import Batches, LossFn
 from autosparse.criteria.short_training import Moment, ShortTraining, survival
 from autosparse.errors import AutoSparseError
-from autosparse.features import NetworkFeatures
+from autosparse.features import AT_ANY_MOMENT, NetworkFeatures
 from autosparse.layers import Layer, layers_of, prunable
 from autosparse.masks import Masks
 from autosparse.scorer.network import Scorer
-
-#: Features that can be computed at any moment of a training, not only at initialisation.
-_AT_ANY_MOMENT = "state"
 
 
 @criterion("autos", paper="Liu et al. 2024, arXiv 2408.14757 (AutoSparse)")
@@ -31,6 +29,7 @@ def autos(
     masks: Masks,
     generator: torch.Generator,
     scorer: Scorer,
+    example: Tensor,
     *,
     steps: int = 0,
     updates: int = 50,
@@ -46,8 +45,8 @@ def autos(
     of the predicted survivals in iterative rewind pruning, without the ties that a float32 sigmoid makes near 1.
     ``parts`` and ``noise`` are not for them.
 
-    Scorers of the feature set ``state`` see what is left again and again, and scores count the prunings that a weight
-    survived. Without ``steps`` the network is pruned at its initial weights, in rounds of draws
+    Scorers of the feature sets ``state`` and ``flow`` see what is left again and again, and scores count the prunings
+    that a weight survived. Without ``steps`` the network is pruned at its initial weights, in rounds of draws
     (:mod:`autosparse.criteria.drawing`). With them the scorer guides a short training of a copy
     (:mod:`autosparse.criteria.short_training`): it sees the copy's weights, the root mean squares of their gradients
     and what is left, and the lowest logits go.
@@ -64,20 +63,22 @@ def autos(
         AutoSparseError: an option out of range, or ``steps`` for a scorer that knows initial weights only.
         DivergedError: a loss is not finite.
     """
-    if scorer.feature_set != _AT_ANY_MOMENT:
+    if scorer.feature_set not in AT_ANY_MOMENT:
         if steps:
             raise AutoSparseError(
                 f"the scorer looks at '{scorer.feature_set}' features, which are those of initial weights: it cannot "
-                f"guide a training; leave steps out, or give a scorer of the feature set '{_AT_ANY_MOMENT}'"
+                f"guide a training; leave steps out, or give a scorer of the feature set 'state'"
             )
         return logits(scorer, layers_of(model), prunable(model), measure_gradients())
     if steps == 0:
         return drawn(
-            "autos", scorer, model, batches, loss_fn, keep, counts, masks, generator, parts=parts, noise=noise
+            "autos", scorer, model, batches, loss_fn, keep, counts, masks, generator, example, parts=parts, noise=noise
         )  # fmt: skip
 
+    bypass = passing_by(model, example) if scorer.feature_set == "flow" else None
+
     def rule(moment: Moment) -> Scores:
-        return logits(scorer, moment.layers, moment.weights, moment.gradients, moment.masks)
+        return logits(scorer, moment.layers, moment.weights, moment.gradients, moment.masks, bypass)
 
     training = ShortTraining(
         "autos", steps, updates, until, lr, momentum=0.9, weight_decay=5e-4, same_sign=True, memory=memory
@@ -91,7 +92,8 @@ def logits(
     weights: Mapping[str, Tensor],
     gradients: Mapping[str, Tensor],
     masks: Masks | None = None,
+    bypass: Mapping[str, float] | None = None,
 ) -> Scores:
     """The scorer's outputs; arguments as for :class:`~autosparse.features.NetworkFeatures`."""
-    features = NetworkFeatures(scorer.feature_set, layers, weights, gradients, masks)
+    features = NetworkFeatures(scorer.feature_set, layers, weights, gradients, masks, bypass)
     return {layer.name: scorer.score(features.layer(layer)).to(gradients[layer.name].device) for layer in layers}

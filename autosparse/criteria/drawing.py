@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autosparse.budget.selection import allocated, top_k
+from autosparse.connectivity import passing_by
 from autosparse.criteria.base import Scores
 from autosparse.criteria.gradients import Batches, LossFn, mean_gradient
 from autosparse.criteria.gradual import budget_of, squeezed
@@ -34,6 +35,7 @@ def drawn(
     counts: Mapping[str, int] | None,
     masks: Masks,
     generator: torch.Generator,
+    example: Tensor,
     *,
     parts: int,
     noise: float,
@@ -50,7 +52,7 @@ def drawn(
 
     Args:
         owner: the criterion, for messages.
-        scorer: of the feature set ``state``.
+        scorer: of the feature set ``state`` or ``flow``.
         parts: rounds; fewer where there are not eight images for each. The density falls along an exponential, and what
             the last round says is the score of what is left.
         noise: scale of the Gumbel noise; with 0 the scorer alone decides.
@@ -63,7 +65,8 @@ def drawn(
     if not 0 <= noise < math.inf:
         raise AutoSparseError(f"{owner} has noise {noise}: give 0 or more")
     network = copy.deepcopy(model)
-    rest = _Rest(network, masks, counts, keep)
+    bypass = passing_by(network, example) if scorer.feature_set == "flow" else None
+    rest = _Rest(network, masks, counts, keep, bypass)
     if noise:
         rest.draw(noise, generator)
     scores = [torch.zeros(layer.size, device=rest.device) for layer in rest.layers]
@@ -90,7 +93,14 @@ class _Rest:
             weights would cost more than they save.
     """
 
-    def __init__(self, network: nn.Module, masks: Masks, counts: Mapping[str, int] | None, keep: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        masks: Masks,
+        counts: Mapping[str, int] | None,
+        keep: int,
+        bypass: Mapping[str, float] | None,
+    ) -> None:
         self.layers = layers_of(network)
         self._parameters = [prunable(network)[layer.name] for layer in self.layers]
         self.device = self._parameters[0].device
@@ -99,6 +109,7 @@ class _Rest:
             _of(parameter.detach().float().flatten(), places)
             for parameter, places in zip(self._parameters, self.places, strict=True)
         ]
+        self._bypass = bypass
         self._luck: list[Tensor] | None = None
         budget = budget_of(counts, self.layers, keep)
         self._allocate = None if isinstance(budget, str) else budget
@@ -130,10 +141,12 @@ class _Rest:
             for name, places in zip(names, self.places, strict=True)
         ]
         features = FeaturesOfRest(
+            scorer.feature_set,
             self.layers,
             dict(zip(names, self._weights, strict=True)),
             dict(zip(names, left, strict=True)),
             dict(zip(names, self.places, strict=True)),
+            self._bypass,
         )
         found = [scorer.score(features.layer(layer)) for layer in self.layers]
         if self._luck is not None:

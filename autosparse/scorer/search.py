@@ -19,13 +19,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-from autosparse.features import FEATURE_SETS
+from autosparse.features import feature_set
 from autosparse.scorer.network import Linear, Scorer
 from autosparse.scorer.trials import Task
 from autosparse.seeding import derive_seed
-
-FEATURES = "state"
-NAMES = FEATURE_SETS[FEATURES].names
 
 #: About the standard deviation of each feature over the layers of image classifiers on their way to one per cent: a
 #: weight of the scorer says what so much more of the feature adds to the logarithm of the odds.
@@ -42,6 +39,8 @@ SCALES = {
     "log gradient scale / network's": 1.1,
     "log weight scale / network's": 0.4,
     "log density / network's": 1.0,
+    "bypass": 0.25,
+    "bypass * log density": 0.4,
 }
 
 _POOL = 1024  # places among which a drawn function is minimised
@@ -60,6 +59,7 @@ class SearchConfig:
         candidates: of a generation.
         start: feature -> its slope, for the first generation's centre; 0 for the others.
         spread: standard deviation of the weights that are tried around the best known ones.
+        features: feature set, ``flow`` or ``state``.
     """
 
     tasks: tuple[Task, ...]
@@ -69,6 +69,7 @@ class SearchConfig:
     start: tuple[tuple[str, float], ...] = (("log|z|", 0.5), ("log|h|", 0.5), ("log share of weights", -0.5))
     spread: float = 0.35
     seed: int = 0
+    features: str = "flow"
 
     @property
     def trials(self) -> int:
@@ -76,10 +77,15 @@ class SearchConfig:
         return self.generations * self.candidates * len(self.tasks)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of the features."""
+        return feature_set(self.features).names
+
+    @property
     def centre(self) -> np.ndarray:
         """The weights that the search starts from."""
         slopes = dict(self.start)
-        return np.array([slopes.get(name, 0.0) * SCALES[name] for name in NAMES])
+        return np.array([slopes.get(name, 0.0) * SCALES[name] for name in self.names])
 
 
 @dataclass(frozen=True)
@@ -94,12 +100,12 @@ class Trial:
     loss: float
 
 
-def scorer_of(weights: Sequence[float]) -> Scorer:
+def scorer_of(weights: Sequence[float], features: str = "flow") -> Scorer:
     """The linear scorer with these weights of the features in units of :data:`SCALES`."""
-    scorer = Scorer(FEATURES, "linear")
+    scorer = Scorer(features, "linear")
     assert isinstance(scorer.network, Linear)
     with torch.no_grad():
-        scorer.std.copy_(torch.tensor([SCALES[name] for name in NAMES]))
+        scorer.std.copy_(torch.tensor([SCALES[name] for name in feature_set(features).names]))
         scorer.network.first.weight.copy_(torch.tensor([list(weights)]))
         scorer.network.first.bias.zero_()
     return scorer.eval()
@@ -110,9 +116,11 @@ class Surrogate:
 
     Args:
         trials: of every candidate on every task.
+        names: of the features.
     """
 
-    def __init__(self, trials: Sequence[Trial], seed: int) -> None:
+    def __init__(self, trials: Sequence[Trial], names: Sequence[str], seed: int) -> None:
+        self._names = names
         candidates = sorted({(trial.generation, trial.candidate): trial.weights for trial in trials}.items())
         self._x = np.array([weights for _, weights in candidates])
         self._best: dict[str | None, np.ndarray] = {}
@@ -120,7 +128,7 @@ class Surrogate:
         losses: dict[tuple[int, int], list[float]] = {key: [] for key, _ in candidates}
         for trial, loss in zip(trials, standard, strict=True):
             losses[trial.generation, trial.candidate].append(loss)
-        kernel = ConstantKernel(1.0, (1e-2, 1e2)) * RBF(np.full(len(NAMES), 2.0), (0.3, 5.0)) + WhiteKernel(
+        kernel = ConstantKernel(1.0, (1e-2, 1e2)) * RBF(np.full(len(names), 2.0), (0.3, 5.0)) + WhiteKernel(
             1.0, (1e-2, 1e1)
         )
         self._process = GaussianProcessRegressor(kernel, random_state=derive_seed(seed, "surrogate") % 2**32)
@@ -145,7 +153,7 @@ class Surrogate:
         return self._best[without]
 
     def _lowest(self, without: str | None) -> np.ndarray:
-        used = np.array([name != without for name in NAMES])
+        used = np.array([name != without for name in self._names])
         low, high = self._x.min(axis=0) * used, self._x.max(axis=0) * used
         inside = self._x * used
         starts = inside[np.argsort([sum(self.at(x)) for x in inside], kind="stable")[:_STARTS]]
@@ -155,7 +163,7 @@ class Surrogate:
 
     def draws(self, count: int, spread: float, rng: np.random.Generator) -> np.ndarray:
         """``count`` weights, each the lowest of a function drawn from the posterior, around the best."""
-        near = rng.standard_normal((_POOL, len(NAMES))) * spread * rng.uniform(0, 1.5, (_POOL, 1))
+        near = rng.standard_normal((_POOL, len(self._names))) * spread * rng.uniform(0, 1.5, (_POOL, 1))
         pool = self.best() + near
         functions = self._process.sample_y(pool, count, random_state=int(rng.integers(2**31)))
         return pool[functions.argmin(axis=0)]
@@ -165,7 +173,7 @@ def proposed(config: SearchConfig, generation: int, known: Surrogate | None) -> 
     """The trials of a generation, still without losses; a function of what is ``known`` from earlier ones."""
     rng = np.random.default_rng(derive_seed(config.seed, "generation", generation))
     if known is None:
-        found = config.centre + rng.standard_normal((config.candidates, len(NAMES))) * config.spread
+        found = config.centre + rng.standard_normal((config.candidates, len(config.names))) * config.spread
     else:
         found = known.draws(config.candidates, config.spread, rng)
     rounded = [tuple(round(float(weight), 4) for weight in weights) for weights in found]
@@ -202,7 +210,7 @@ def search(
             made[_key(trial)] = done
             record(done)
         trials += [made[_key(trial)] for trial in wanted]
-        surrogate = Surrogate(trials, config.seed)
+        surrogate = Surrogate(trials, config.names, config.seed)
         progress(generation, surrogate)
     assert surrogate is not None, "a search has a generation"
     return trials, surrogate

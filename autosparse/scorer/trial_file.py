@@ -14,7 +14,7 @@ from typing import Any
 from autosparse.errors import AutoSparseError, FileFormatError
 from autosparse.files import check_schema, exclusive, write_errors, write_text
 from autosparse.provenance import provenance
-from autosparse.scorer.search import NAMES, SearchConfig, Trial
+from autosparse.scorer.search import SearchConfig, Trial
 
 _KIND = "autosparse-trials"
 _SCHEMA_VERSION = 1
@@ -112,7 +112,7 @@ def _facts(config: SearchConfig) -> dict[str, Any]:
     del facts["generations"]
     for task in facts["tasks"]:
         del task["dataset"]
-    return {**facts, "features": list(NAMES)}
+    return {**facts, "features": list(config.names)}
 
 
 def _trial(found: dict[str, Any], config: SearchConfig) -> Trial:
@@ -122,7 +122,7 @@ def _trial(found: dict[str, Any], config: SearchConfig) -> Trial:
         int(found["generation"]), int(found["candidate"]), int(found["task"]), int(found["seed"]),
         tuple(float(weight) for weight in weights), float(found["loss"]),
     )  # fmt: skip
-    whole = len(trial.weights) == len(NAMES) and all(map(math.isfinite, (*trial.weights, trial.loss)))
+    whole = len(trial.weights) == len(config.names) and all(map(math.isfinite, (*trial.weights, trial.loss)))
     if not whole or not 0 <= trial.task < len(config.tasks):
         raise ValueError("its weights, its loss or its task are out of range")
     return trial

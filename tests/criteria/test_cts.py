@@ -17,12 +17,14 @@ from autosparse.criteria import concrete, score
 from autosparse.criteria.concrete import ExpectedCount, GradBalance, binary_concrete, binary_concrete_slope
 from autosparse.criteria.cts import TASKS, reverse_kl
 from autosparse.errors import AutoSparseError, UnknownNameError
+from autosparse.features import feature_set
 from autosparse.layers import layers_of, prunable
 from autosparse.masks import Masks
 from autosparse.scorer.network import Scorer
-from autosparse.scorer.search import NAMES, scorer_of
+from autosparse.scorer.search import scorer_of
 
 F64 = torch.float64
+NAMES = feature_set("state").names
 Batch = tuple[Tensor, Tensor]
 
 
@@ -332,14 +334,15 @@ def test_no_images_are_refused() -> None:
 
 
 def test_without_trust_in_the_scorer_the_search_is_that_of_cts() -> None:
-    scorer = scorer_of([1.0] * len(NAMES))
+    scorer = scorer_of([1.0] * len(NAMES), "state")
     plain = cts(small_net(), images(8, 8), 6, steps=20, warm_steps=3)
     found = with_scorer(small_net(), images(8, 8), 6, scorer, trust=0.0, steps=20, warm_steps=3)
     assert torch.equal(flat(found), flat(plain))
 
 
 def test_the_search_starts_at_the_odds_of_the_scorer_and_the_count_that_is_asked_for() -> None:
-    by_magnitude = scorer_of([1.2 if name == "log|z|" else 0.0 for name in NAMES])  # logit log|w|, plus a constant
+    slopes = [1.2 if name == "log|z|" else 0.0 for name in NAMES]
+    by_magnitude = scorer_of(slopes, "state")  # logit log|w|, plus a constant
     model = small_net()
     found = flat(with_scorer(model, images(8), 6, by_magnitude, trust=2.0, steps=1, lr=1e-9, warm_steps=0))
     expected = 2 * flat({**prunable(model)}).detach().abs().log()
@@ -350,4 +353,4 @@ def test_the_search_starts_at_the_odds_of_the_scorer_and_the_count_that_is_asked
 @pytest.mark.parametrize("trust", [-1.0, math.inf, math.nan])
 def test_trust_is_a_finite_factor(trust: float) -> None:
     with pytest.raises(AutoSparseError, match=r"autos-cts has trust .*: give 0 or more"):
-        with_scorer(small_net(), images(8), 6, scorer_of([0.0] * len(NAMES)), trust=trust)
+        with_scorer(small_net(), images(8), 6, scorer_of([0.0] * len(NAMES), "state"), trust=trust)
