@@ -18,8 +18,9 @@ from autosparse.criteria import Batches, LossFn, mean_gradient
 from autosparse.features import NetworkFeatures
 from autosparse.layers import Layer, layers_of, prunable, total_weights
 from autosparse.masks import Masks
-from autosparse.pruning import Request, named_scorer, scoring_stream
+from autosparse.pruning import Request, scoring_stream
 from autosparse.recipes import recipe_of
+from autosparse.scorer.choosing import named_scorer
 from autosparse.scorer.network import Scorer
 from autosparse.seeding import generator
 

@@ -28,14 +28,13 @@ from autosparse.layers import Layer, layers_of, total_weights
 from autosparse.masks import Masks
 from autosparse.recipes import Recipe, recipe_of
 from autosparse.sanity import check_sanity, is_rearrangement, rearranged
+from autosparse.scorer.choosing import LIKE, named_scorer, use_of
 from autosparse.scorer.network import Scorer
-from autosparse.scorer.store import DEFAULT_SCORERS, load_scorer
 from autosparse.seeding import derive_seed, generator, global_stream
 from autosparse.triggers.init import AtInit
 
 #: Images of one backward pass when scores or features are measured.
 SCORE_BATCH = 128
-_LIKE = "like:"
 
 
 @dataclass(frozen=True)
@@ -204,8 +203,8 @@ class Request:
 
 def check_budget(name: str) -> None:
     """UnknownNameError for a budget that does not exist; AutoSparseError for ``like:`` a method that prunes later."""
-    if name.startswith(_LIKE):
-        Request(0.5, name.removeprefix(_LIKE)).check()
+    if name.startswith(LIKE):
+        Request(0.5, name.removeprefix(LIKE)).check()
     else:
         BUDGETS.get(name)
 
@@ -293,7 +292,7 @@ def prune(
             f"method '{method}'{setting} needs data: "
             "pass data=, any iterable of (images, labels) batches with at least one"
         )
-    chosen = named_scorer(scorer, _use(recipe, own)) if "scorer" in criterion.needs else None
+    chosen = named_scorer(scorer, use_of(recipe, own)) if "scorer" in criterion.needs else None
     if stream is None and data is not None and not isinstance(data, Iterator):
         stream = partial(_without_end, data, micro_batch)
     ingredients = {
@@ -368,40 +367,16 @@ def _budget(
     ingredients: Mapping[str, Any],
 ) -> str | Allocation:
     """The budget rule called ``name``; for ``like:METHOD`` that method chooses masks first."""
-    if not name.startswith(_LIKE):
+    if not name.startswith(LIKE):
         return name
-    other = recipe_of(name.removeprefix(_LIKE))
+    other = recipe_of(name.removeprefix(LIKE))
     given = dict(ingredients)
     if "scorer" in CRITERIA.get(other.criterion).needs and given["scorer"] is None:
-        given["scorer"] = named_scorer(None, _use(other, {}))[1]
+        given["scorer"] = named_scorer(None, use_of(other, {}))[1]
     choice = Choice(other.criterion, {}, other.at_init, other.budget)
     # Its own stream: the same numbers in the scores of both would make random masks choose themselves.
     masks, _ = choose(model, choice, keep, gradients=gradients, generator=generator(seed, "like"), **given)
     return like(masks)
-
-
-def default_scorer(method: str, options: Mapping[str, Any], budget: str | None) -> str | None:
-    """The pretrained scorer that ``method``, or the method of its budget, takes where none is given."""
-    asked = [(recipe_of(method), options)]
-    if budget and budget.startswith(_LIKE):
-        asked.append((recipe_of(budget.removeprefix(_LIKE)), {}))
-    uses = [_use(recipe, given) for recipe, given in asked if "scorer" in CRITERIA.get(recipe.criterion).needs]
-    return DEFAULT_SCORERS[uses[0]] if uses else None
-
-
-def _use(recipe: Recipe, options: Mapping[str, Any]) -> str:
-    """What a scorer is for, a key of :data:`autosparse.scorer.store.DEFAULT_SCORERS`."""
-    return "steps" if recipe.criterion == "autos" and options.get("steps") else "weights"
-
-
-def named_scorer(scorer: Scorer | str | Path | None, use: str) -> tuple[str, Scorer]:
-    """A scorer and what to call it: one given in Python, a pretrained one or a file by name, or the default of a
-    use (:data:`autosparse.scorer.store.DEFAULT_SCORERS`).
-    """
-    if isinstance(scorer, Scorer):
-        return "(given in Python)", scorer
-    loaded = load_scorer(scorer, use)
-    return loaded.name, loaded.scorer
 
 
 def layer_summaries(masks: Masks) -> tuple[LayerSummary, ...]:

@@ -35,7 +35,8 @@ from autosparse.criteria import Batches, LossFn
 from autosparse.errors import AutoSparseError
 from autosparse.latency import Trial, search
 from autosparse.measuring import Spread, latency_share
-from autosparse.pruning import micro_batches, named_scorer, scoring_stream
+from autosparse.pruning import micro_batches, scoring_stream
+from autosparse.scorer.choosing import named_scorer
 from autosparse.scorer.network import Scorer
 from autosparse.seeding import generator
 

@@ -49,11 +49,12 @@ def test_the_default_scorer_prunes_a_network_it_never_saw_better_than_chance() -
     assert np.mean(by_scorer) > np.mean(by_chance)
 
 
-def test_the_default_scorer_is_the_best_of_the_trials_that_are_kept_beside_it() -> None:
+@pytest.mark.parametrize("name", ["cifar10-flow", "cifar10-search"])
+def test_a_pretrained_scorer_is_the_best_of_the_trials_that_are_kept_beside_it(name: str) -> None:
     folder = Path(__file__).parent.parent / "pretrained"
-    card = json.loads((folder / "cifar10-flow.json").read_text())
+    card = json.loads((folder / f"{name}.json").read_text())
     search = SearchConfig(**{**card["search"], "tasks": tuple(Task(**task) for task in card["search"]["tasks"])})
-    trials = TrialFile(folder / "cifar10-flow.jsonl", search).trials
+    trials = TrialFile(folder / f"{name}.jsonl", search).trials
     assert len(trials) == search.trials
     trials.sort(key=lambda trial: (trial.generation, trial.candidate, trial.task))
     best = Surrogate(trials, search.names, search.seed).best()

@@ -19,7 +19,7 @@ from autosparse.bench.setting import WEIGHTS
 from autosparse.channels.widths import ROUND_TO
 from autosparse.errors import AutoSparseError
 from autosparse.granularity import parse_granularity
-from autosparse.pruning import default_scorer
+from autosparse.scorer.choosing import default_scorer
 from autosparse.training import TrainConfig
 
 #: Part of every hash: raised when the same settings no longer give the same result.
