@@ -122,12 +122,22 @@ def passing_by(model: nn.Module, x: Tensor) -> dict[str, float]:
 
     Nothing passes by a layer of a chain, about half by one in a residual branch. Where that cannot be told, everything
     counts as passing through: of a weight that another module uses than its own, and where no gradient arrives (before
-    a softmax, which passes on to one what it takes from others). Costs one backward pass of one image, without the
-    gradients of weights.
+    a softmax, which passes on to one what it takes from others), and of all where the model or its device knows no
+    float64. Costs one backward pass of one image, without the gradients of weights.
 
     Args:
         x: a batch of inputs; only its shape and device are used.
     """
+    try:
+        through = _flow_through_layers(model, x)
+    except (RuntimeError, TypeError):  # as in in_float64
+        return dict.fromkeys(prunable(model), 0.0)
+    most = max(through.values(), default=0.0)
+    return {name: 1 - flow / most if flow > _DUST * most else 0.0 for name, flow in through.items()}
+
+
+def _flow_through_layers(model: nn.Module, x: Tensor) -> dict[str, float]:
+    """How much of the dense network's flow passes through each layer."""
     weights = {
         name: torch.full_like(weight, weight.shape[0] / weight.numel(), dtype=torch.float64)
         for name, weight in prunable(model).items()
@@ -150,7 +160,7 @@ def passing_by(model: nn.Module, x: Tensor) -> dict[str, float]:
             hook.remove()
     found = [output for kept in outputs.values() for output in kept]
     gradients = iter(torch.autograd.grad(total, found, allow_unused=True) if found else ())
-    through = {
+    return {
         name: sum(
             float((output * gradient).detach().sum())
             for output, gradient in zip(kept, gradients, strict=False)  # the next layer takes up where this stops
@@ -158,8 +168,6 @@ def passing_by(model: nn.Module, x: Tensor) -> dict[str, float]:
         )
         for name, kept in outputs.items()
     }
-    most = max(through.values(), default=0.0)
-    return {name: 1 - flow / most if flow > _DUST * most else 0.0 for name, flow in through.items()}
 
 
 def _gradients(model: nn.Module, masks: Mapping[str, Tensor], x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

@@ -234,6 +234,17 @@ def test_where_it_cannot_be_told_what_passes_by_nothing_does() -> None:
     assert passing_by(Scored(), X) == {"score.weight": 0.0, "lone.weight": 0.0, "head.weight": 0.0}
 
 
+class Single(nn.Linear):
+    """A network that cannot be evaluated in float64."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x.float(), self.weight)
+
+
+def test_without_float64_nothing_passes_by() -> None:
+    assert passing_by(nn.Sequential(Single(2, 2)), X) == {"0.weight": 0.0}
+
+
 def test_what_passes_by_the_layers_of_a_residual_network() -> None:
     found = passing_by(seeded_model("resnet20", seed=0, num_classes=10, width=0.25), torch.zeros(1, 3, 16, 16))
     assert [name for name, share in found.items() if share < 0.01] == ["conv.weight", "classifier.weight"]

@@ -82,7 +82,7 @@ def test_the_densities_are_those_of_pruning(
         pruned = prune(conv_net(0), two_batches, sparsity=0.8, method=method, seed=3)
         assert found.densities[method] == pruned.masks.layer_densities()
     assert [entry.changed for entry in found.worth] == sorted((entry.changed for entry in found.worth), reverse=True)
-    assert sorted(entry.feature for entry in found.worth) == sorted(feature_set("state").names)
+    assert sorted(entry.feature for entry in found.worth) == sorted(feature_set("flow").names)
 
 
 @pytest.mark.parametrize("network", ["mlp", "cnn"])

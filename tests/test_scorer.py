@@ -45,7 +45,7 @@ def network_features(name: str, layers: list[Layer] = LAYERS, seed: int = 0) -> 
     rng = torch.Generator().manual_seed(seed)
     weights = {layer.name: torch.randn(layer.shape, generator=rng) * 0.1 for layer in layers}
     gradients = {layer.name: torch.randn(layer.shape, generator=rng) * 0.01 for layer in layers}
-    return NetworkFeatures(name, layers, weights, gradients)
+    return NetworkFeatures(name, layers, weights, gradients, bypass={layer.name: 0.5 for layer in layers})
 
 
 # Evaluation ---------------------------------------------------------------------------------------------------------
