@@ -40,18 +40,18 @@ def in_float64(task: str, instead: str) -> Iterator[None]:
 
 
 def _flow(model: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """The summed output of the flow network. ``x [N, ...]`` is positive and has the type of ``weights``."""
+    """The summed output of the flow network. ``x [N, ...]`` is positive and float64."""
     state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         is_bias = name.rpartition(".")[2].endswith("bias")
-        state[name] = torch.full_like(parameter, 0.0 if is_bias else 1.0, dtype=x.dtype)
+        state[name] = torch.full_like(parameter, 0.0 if is_bias else 1.0, dtype=torch.float64)
     for name, buffer in model.named_buffers():
         if buffer.is_floating_point():
             last = name.rpartition(".")[2]
             state[name] = (
-                torch.full_like(buffer, float(last == "running_var"), dtype=x.dtype)
+                torch.full_like(buffer, float(last == "running_var"), dtype=torch.float64)
                 if last in ("running_mean", "running_var")
-                else buffer.to(x.dtype)
+                else buffer.double()
             )
     output = functional_call(model, {**state, **weights}, (x,))
     return output.sum()

@@ -51,20 +51,20 @@ class FeatureSet:
         return self.weight + self.out_channel + self.in_channel + self.layer
 
 
+_CONTEXT = (
+    "log fan-in",
+    "log fan-out",
+    "relative depth",
+    "kernel size",
+    "log share of weights",
+    "log gradient scale / network's",
+)
+
 _STATE = FeatureSet(
     weight=("log|z|", "log|h|"),
     out_channel=("log out share",),
     in_channel=("log in share",),
-    layer=(
-        "log fan-in",
-        "log fan-out",
-        "relative depth",
-        "kernel size",
-        "log share of weights",
-        "log gradient scale / network's",
-        "log weight scale / network's",
-        "log density / network's",
-    ),
+    layer=(*_CONTEXT, "log weight scale / network's", "log density / network's"),
 )
 
 FEATURE_SETS: dict[str, FeatureSet] = {
@@ -73,14 +73,7 @@ FEATURE_SETS: dict[str, FeatureSet] = {
         weight=("z", "h", "log|z|", "log|h|", "z*h"),
         out_channel=("out mean|z|", "out mean|h|"),
         in_channel=("in mean|z|", "in mean|h|"),
-        layer=(
-            "log fan-in",
-            "log fan-out",
-            "relative depth",
-            "kernel size",
-            "log share of weights",
-            "log gradient scale / network's",
-        ),
+        layer=_CONTEXT,
     ),
     "state": _STATE,
     "flow": replace(_STATE, layer=(*_STATE.layer, "bypass", "bypass * log density")),

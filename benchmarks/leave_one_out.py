@@ -35,9 +35,7 @@ def search_of(card: Path) -> tuple[SearchConfig, list[Trial]]:
     settings: dict[str, Any] = json.loads(card.read_text(encoding="utf-8"))["search"]
     tasks = tuple(Task(**task) for task in settings.pop("tasks"))
     config = SearchConfig(tasks, **settings)
-    trials = TrialFile(card.with_suffix(".jsonl"), config).trials
-    trials.sort(key=lambda trial: (trial.generation, trial.candidate, trial.task))
-    return config, trials[: config.trials]
+    return config, TrialFile(card.with_suffix(".jsonl"), config).in_order()
 
 
 def from_trials(config: SearchConfig, trials: Sequence[Trial], out: Path) -> None:

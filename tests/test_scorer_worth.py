@@ -54,9 +54,8 @@ def test_a_pretrained_scorer_is_the_best_of_the_trials_that_are_kept_beside_it(n
     folder = Path(__file__).parent.parent / "pretrained"
     card = json.loads((folder / f"{name}.json").read_text())
     search = SearchConfig(**{**card["search"], "tasks": tuple(Task(**task) for task in card["search"]["tasks"])})
-    trials = TrialFile(folder / f"{name}.jsonl", search).trials
-    assert len(trials) == search.trials
-    trials.sort(key=lambda trial: (trial.generation, trial.candidate, trial.task))
-    best = Surrogate(trials, search.names, search.seed).best()
+    file = TrialFile(folder / f"{name}.jsonl", search)
+    assert len(file.trials) == search.trials
+    best = Surrogate(file.in_order(), search.names, search.seed).best()
     slopes = {name: weight / SCALES[name] for name, weight in zip(search.names, best.tolist(), strict=True)}
     assert slopes == pytest.approx(card["slopes"], abs=0.05)

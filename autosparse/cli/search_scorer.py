@@ -103,8 +103,7 @@ def search_scorer_command(
         if len(file.trials) < config.trials:
             surrogate = _search(_Trials(config, datasets, data_dir, str(resolve_device(device))), file, jobs)
         else:
-            made = sorted(file.trials, key=lambda trial: (trial.generation, trial.candidate, trial.task))
-            surrogate = Surrogate(made[: config.trials], config.names, config.seed)
+            surrogate = Surrogate(file.in_order(), config.names, config.seed)
         best = surrogate.best()
         predicted = surrogate.at(best)
         worth = {name: surrogate.at(surrogate.best(without=name))[0] - predicted[0] for name in config.names}

@@ -97,6 +97,11 @@ class TrialFile:
                 write_text(self.path, json.dumps(self._header, allow_nan=False) + "\n")
             yield self
 
+    def in_order(self) -> list[Trial]:
+        """Those of the search's generations, by generation, candidate and task: they are written as they end."""
+        made = sorted(self.trials, key=lambda trial: (trial.generation, trial.candidate, trial.task))
+        return made[: self._config.trials]
+
     def append(self, trial: Trial) -> None:
         """Write a trial down; it is on disk when this returns."""
         with write_errors(self.path), self.path.open("a", encoding="utf-8") as file:
