@@ -124,6 +124,15 @@ def test_trials_come_back_from_their_file(tmp_path: Path) -> None:
     assert TrialFile(tmp_path / "trials.jsonl", replace(CONFIG, generations=9)).trials == trials
 
 
+def test_a_file_from_before_a_setting_holds_trials_of_its_usual_value(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    trials = written(path)
+    path.write_text(path.read_text().replace(', "epochs": 1', ""))
+    assert TrialFile(path, CONFIG).trials == trials
+    with pytest.raises(AutoSparseError, match="trials of another search, whose tasks differ"):
+        TrialFile(path, replace(CONFIG, tasks=(replace(TASKS[0], epochs=2), TASKS[1])))
+
+
 def test_a_line_that_a_kill_cut_off_is_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "trials.jsonl"
     trials = written(path)

@@ -45,6 +45,7 @@ class TaskEntry(Part):
     batch_size: int = Field(128, ge=2)
     lr: float = Field(0.1, gt=0)
     options: Options = Field(default_factory=dict)
+    epochs: int = Field(1, ge=1)
 
     @field_validator("options")
     @classmethod
@@ -131,6 +132,7 @@ def _read(path: Path) -> tuple[SearchConfig, list[DatasetEntry]]:
         Task(
             entry.model.name, entry.density, entry.model.args, entry.dataset.name, entry.dataset.image_size,
             entry.train_images, entry.score_images, entry.batch_size, entry.lr, entry.options,
+            entry.epochs,
         )
         for entry in found.tasks
     ]  # fmt: skip

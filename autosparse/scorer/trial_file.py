@@ -19,6 +19,7 @@ from autosparse.scorer.search import SearchConfig, Trial
 _KIND = "autosparse-trials"
 _SCHEMA_VERSION = 1
 _MAX_BYTES = 64 * 2**20
+_ALWAYS_BEFORE = {"epochs": 1}  # what files of a task that had no such setting were made with
 
 
 class TrialFile:
@@ -62,6 +63,7 @@ class TrialFile:
     def _check(self, header: dict[str, Any]) -> None:
         check_schema(self.path, _KIND, header.get("kind"), header.get("schema_version"), _SCHEMA_VERSION)
         before, now = header["search"], _facts(self._config)
+        before["tasks"] = [{**_ALWAYS_BEFORE, **task} for task in before["tasks"]]
         if different := [key for key in now if before.get(key) != now[key]]:
             raise AutoSparseError(
                 f"{self.path} holds the trials of another search, whose {' and '.join(different)} differ: give another "

@@ -22,9 +22,10 @@ class Task:
 
     Args:
         density: share of the weights that is kept.
-        train_images: how many images the network is trained on, each seen once.
+        train_images: how many images the network is trained on.
         score_images: how many images the scorer sees gradients of.
         options: of the method ``autos``, such as ``steps``.
+        epochs: how often each of them is seen.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Task:
     batch_size: int = 128
     lr: float = 0.1
     options: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int = 1
 
 
 def trial(task: Task, scorer: Scorer, seed: int, data: ImageData, device: torch.device | str = "cpu") -> float:
@@ -56,6 +58,6 @@ def trial(task: Task, scorer: Scorer, seed: int, data: ImageData, device: torch.
         model, batches, sparsity=1 - task.density, options=task.options, scorer=scorer, on_paths=True,
         num_batches=None, seed=seed, stream=partial(training_stream, data, seed=seed),
     )  # fmt: skip
-    config = TrainConfig(epochs=1, batch_size=task.batch_size, lr=task.lr, seed=seed)
+    config = TrainConfig(epochs=task.epochs, batch_size=task.batch_size, lr=task.lr, seed=seed)
     train(model, data.with_less(task.train_images, seed), config, masks=pruned.masks, device=device, validate=False)
     return evaluate_loss(model, data.val)
