@@ -90,7 +90,7 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table."""
     # Imported late: matplotlib, which reports load, has no business in a process whose memory is measured.
-    from autosparse.report import markdown_table
+    from autosparse.report.tables import markdown_table
 
     return markdown_table(columns, [[str(cell) for cell in row] for row in rows])
 

@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from autosparse.report import markdown_table
+from autosparse.report.tables import markdown_table
 
 NETWORKS: dict[str, list[str]] = {
     "vgg16-w0.25": ["--model", "vgg16", "--model-arg", "width=0.25"],

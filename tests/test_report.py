@@ -17,22 +17,12 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from autosparse.errors import AutoSparseError
-from autosparse.report import (
-    Section,
-    Table,
-    accuracy_figure,
-    curve_figure,
-    figure_data_uri,
-    layer_density_figure,
-    markdown_table,
-    method_styles,
-    prediction_figure,
-    render_page,
-    save_figure,
-    survival_figure,
-    write_page,
-)
-from autosparse.report.style import layer_label, percent, percent_ticks, thinned
+from autosparse.report.figures import accuracy_figure, curve_figure, layer_density_figure
+from autosparse.report.page import Section, render_page, write_page
+from autosparse.report.save import figure_data_uri, save_figure
+from autosparse.report.style import layer_label, method_styles, percent, percent_ticks, thinned
+from autosparse.report.survival import prediction_figure, survival_figure
+from autosparse.report.tables import Table, markdown_table
 
 LAYERS = ["conv.weight", "blocks.0.conv1.weight", "classifier.weight"]
 DENSITIES = {

@@ -71,9 +71,14 @@ def test_every_candidate_is_tried_on_every_task_with_one_seed() -> None:
     assert np.allclose(centre, CONFIG.centre, atol=0.1)
 
 
-def test_trials_close_in_on_the_lowest_loss_whatever_tasks_and_seeds_cost() -> None:
+@pytest.fixture(scope="module")
+def long_search() -> Surrogate:
     trials, _ = searched(replace(CONFIG, generations=6, candidates=12))
-    best = dict(zip(NAMES, Surrogate(trials, NAMES, CONFIG.seed).best(), strict=True))
+    return Surrogate(trials, NAMES, CONFIG.seed)
+
+
+def test_trials_close_in_on_the_lowest_loss_whatever_tasks_and_seeds_cost(long_search: Surrogate) -> None:
+    best = dict(zip(NAMES, long_search.best(), strict=True))
     assert best["log|z|"] == pytest.approx(1, abs=0.15)
     assert best["log|h|"] == pytest.approx(0.5, abs=0.15)
 
@@ -89,13 +94,11 @@ def test_networks_that_cannot_learn_do_not_set_the_scale() -> None:
     assert best["log|h|"] == pytest.approx(0.5, abs=0.2)
 
 
-def test_what_a_feature_is_worth_is_the_loss_without_it() -> None:
-    trials, _ = searched(replace(CONFIG, generations=6, candidates=12))
-    surrogate = Surrogate(trials, NAMES, CONFIG.seed)
-    lowest = surrogate.at(surrogate.best())[0]
-    without = {name: surrogate.best(without=name) for name in ("log|z|", "relative depth")}
+def test_what_a_feature_is_worth_is_the_loss_without_it(long_search: Surrogate) -> None:
+    lowest = long_search.at(long_search.best())[0]
+    without = {name: long_search.best(without=name) for name in ("log|z|", "relative depth")}
     assert all(weights[NAMES.index(name)] == 0 for name, weights in without.items())
-    worth = {name: surrogate.at(weights)[0] - lowest for name, weights in without.items()}
+    worth = {name: long_search.at(weights)[0] - lowest for name, weights in without.items()}
     assert worth["log|z|"] > 5 * abs(worth["relative depth"])
 
 
@@ -111,7 +114,7 @@ def test_a_search_that_was_stopped_makes_the_missing_trials_alone_and_ends_the_s
 
 
 def written(path: Path, trials: int = 5) -> list[Trial]:
-    found, _ = searched(CONFIG)
+    found = [replace(trial, loss=bowl(trial)) for trial in proposed(CONFIG, 0, None)]
     with TrialFile(path, CONFIG).growing(IMAGES) as file:
         for trial in found[:trials]:
             file.append(trial)
@@ -188,7 +191,7 @@ tasks:
     score_images: 128
 seeds: [1, 2]
 generations: 2
-candidates: 4
+candidates: 2
 """
 
 
@@ -204,7 +207,7 @@ def test_killed_and_started_again_the_command_writes_the_same_scorer(tmp_path: P
     assert whole.status == 0, whole.err
     process = start(*command("killed"), cwd=tmp_path)
     file = tmp_path / "killed.jsonl"
-    stop_at(process, lambda: file.exists() and len(file.read_text().splitlines()) > 3)
+    stop_at(process, lambda: file.exists() and len(file.read_text().splitlines()) > 1)
     interrupt(process, signal.SIGKILL)
     assert not (tmp_path / "killed.safetensors").exists()
     again = finish(start(*command("killed"), cwd=tmp_path))
@@ -228,7 +231,7 @@ def test_killed_and_started_again_the_command_writes_the_same_scorer(tmp_path: P
         (("density: 0.1", "density: 2"), "search.yaml:5: tasks[0].density is 2"),
         (("name: resnet20", "name: resnet21"), "search.yaml:3: tasks[0].model.name: unknown model 'resnet21'"),
         (("density: 0.1", "density: 0.1\n    options: {step: 3}"), "search.yaml:6: tasks[0].options: unknown option"),
-        (("candidates: 4", "candidates: 4\nstart: {z: 1}"), "search.yaml:11: start: unknown feature 'z'"),
+        (("candidates: 2", "candidates: 2\nstart: {z: 1}"), "search.yaml:11: start: unknown feature 'z'"),
     ],
 )
 def test_a_mistake_in_the_file_is_told_with_its_line(

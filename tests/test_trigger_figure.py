@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from autosparse.report import figure_data_uri
+from autosparse.report.save import figure_data_uri
 from autosparse.report.trigger_figure import trigger_figure
 
 FACTS: dict[str, Any] = {

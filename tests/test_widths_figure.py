@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 
-from autosparse.report import save_figure
+from autosparse.report.save import save_figure
 from autosparse.report.widths_figure import widths_figure
 
 FEW = {"stem": 16, "blocks.0.conv1": 32, "blocks.1.conv1": 64}

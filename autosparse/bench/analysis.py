@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.stats import rankdata
 
 from autosparse.bench.comparison import Comparison, Overall, overall, with_plain, with_reference
 from autosparse.bench.groups import Group, group_cells
@@ -204,6 +203,8 @@ def _ordered(labels: Iterable[str], blocks: Mapping[Block, Mapping[str, float]])
 
     In a complete grid that is the order of the mean ranks, and it exists in an incomplete one.
     """
+    from scipy.stats import rankdata
+
     places: dict[str, list[float]] = {label: [] for label in labels}
     for block in blocks.values():
         ranks = rankdata([-accuracy for accuracy in block.values()])

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 #: Level of all tests, and the confidence of all intervals.
 ALPHA = 0.05
@@ -81,6 +80,8 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
         return Estimate(1, mean)
     s = float(x.std(ddof=1))
     s = 0.0 if s < _NO_SPREAD else s
+    from scipy import stats  # slow to import
+
     t = float(stats.t.ppf((1 + confidence) / 2, n - 1))
     return Estimate(n, mean, s, t * s / math.sqrt(n))
 
@@ -104,6 +105,8 @@ def paired_difference(
         return PairedDifference(found)
     if found.std == 0:
         return PairedDifference(found, 1.0 if abs(found.mean) < _NO_SPREAD else None)
+    from scipy import stats
+
     t = abs(found.mean) / (found.std / math.sqrt(found.n))
     return PairedDifference(found, float(2 * stats.t.sf(t, found.n - 1)))
 
@@ -140,6 +143,8 @@ def rank(table: Mapping[str, Sequence[float]], confidence: float = CONFIDENCE) -
     values = np.array(list(table.values()), dtype=float)  # [names, blocks]
     if values.size == 0:
         return None
+    from scipy import stats
+
     k, blocks = values.shape
     ranks = stats.rankdata(-values, axis=0)
     means = dict(zip(table, ranks.mean(axis=1).tolist(), strict=True))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
@@ -20,20 +20,14 @@ from autosparse.experiment import Network, PruneSettings, prune_to_folder, train
 from autosparse.files import exclusive
 from autosparse.masks import Masks
 from autosparse.provenance import provenance
-from autosparse.report import (
-    Section,
-    Table,
-    accuracy_figure,
-    layer_density_figure,
-    prediction_figure,
-    render_page,
-    survival_figure,
-    write_page,
-)
+from autosparse.report.tables import Table
 from autosparse.scorer.dataset import IRPRun, list_runs, read_run
 from autosparse.scorer.fit import FitConfig, FittedScorer, fit_scorer
 from autosparse.scorer.store import save_scorer
 from autosparse.training import Callback, ProgressBar, TrainConfig
+
+if TYPE_CHECKING:
+    from autosparse.report.page import Section
 
 IRP_SEED = 100
 SEEDS = (0, 1, 2)
@@ -62,6 +56,8 @@ def demo_command(
     On scikit-learn's digits: iterative rewind pruning of a small ResNet-20, a scorer fitted to it, pruning of a
     VGG-11 that the scorer has never seen, and training of the pruned networks beside SNIP, magnitude, random and dense.
     """
+    from autosparse.report.page import write_page
+
     where = resolve_device(device)
     data = load_data("digits", device=where)
     with exclusive(out):
@@ -182,6 +178,8 @@ def _table(accuracies: Accuracies) -> RichTable:
 def _page(
     run: IRPRun, fitted: FittedScorer, accuracies: Accuracies, densities: Mapping[str, Mapping[str, float]]
 ) -> str:
+    from autosparse.report.page import render_page
+
     sections = [_survival_section(run), _scorer_section(run, fitted), _density_section(densities)]
     sections.append(_accuracy_section(accuracies))
     intro = "A scorer learned on one network prunes another that it has never seen. Made by: autosparse demo"
@@ -189,6 +187,9 @@ def _page(
 
 
 def _survival_section(run: IRPRun) -> Section:
+    from autosparse.report.page import Section
+    from autosparse.report.survival import survival_figure
+
     alive = [*(float(row["density"]) for row in run.rounds), float((run.rounds_survived == run.num_rounds).mean())]
     names = [layer.name for layer in run.layers]
     figure = survival_figure(survival_by_layer(run), names, alive, "Weights alive, by layer and round")
@@ -213,6 +214,9 @@ def _survival_section(run: IRPRun) -> Section:
 
 
 def _scorer_section(run: IRPRun, fitted: FittedScorer) -> Section:
+    from autosparse.report.page import Section
+    from autosparse.report.survival import prediction_figure
+
     overlaps = list(fitted.figures["scorer"].overlap)
     predictors = Table(
         header=("predictor", "R2", "Spearman", *(f"top {name}" for name in overlaps)),
@@ -234,6 +238,9 @@ def _scorer_section(run: IRPRun, fitted: FittedScorer) -> Section:
 
 
 def _density_section(densities: Mapping[str, Mapping[str, float]]) -> Section:
+    from autosparse.report.figures import layer_density_figure
+    from autosparse.report.page import Section
+
     figure = layer_density_figure(densities, f"Layer densities at {1 - SPARSITY:.0%}")
     text = f"{SPARSITY:.0%} of the weights removed in one shot, before training, from the same initial weights."
     return Section(
@@ -242,6 +249,9 @@ def _density_section(densities: Mapping[str, Mapping[str, float]]) -> Section:
 
 
 def _accuracy_section(accuracies: Accuracies) -> Section:
+    from autosparse.report.figures import accuracy_figure
+    from autosparse.report.page import Section
+
     pruned = {name: values for name, values in accuracies.items() if name != "dense"}
     title = f"{_target()} on digits, {1 - SPARSITY:.0%} of the weights"
     figure = accuracy_figure(pruned, title, ("dense", accuracies["dense"]))

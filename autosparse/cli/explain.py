@@ -35,8 +35,6 @@ from autosparse.explaining import AUTOS, Explanation, explain
 from autosparse.files import SCHEMA_VERSION, atomic_folder, require_absent, write_json
 from autosparse.provenance import provenance
 from autosparse.pruning import SCORE_BATCH, score_batches
-from autosparse.report import layer_density_figure, save_figure
-from autosparse.report.worth_figure import worth_figure
 
 _OTHERS = ("snip", "synflow", "random")
 
@@ -79,6 +77,10 @@ def explain_command(
     Writes densities.png, features.png and explanation.json. A feature's worth is the share of the kept weights that
     change when it is the same for all weights.
     """
+    from autosparse.report.figures import layer_density_figure
+    from autosparse.report.save import save_figure
+    from autosparse.report.worth_figure import worth_figure
+
     methods = against or list(_OTHERS)
     settings = prune_settings(
         AUTOS, sparsity, None, "weights", at_init=True,

@@ -12,8 +12,6 @@ from autosparse.bench.analysis import analyse
 from autosparse.bench.results import read_results
 from autosparse.cli.options import ForceOption, console, help_text
 from autosparse.files import exclusive, require_absent
-from autosparse.report import write_figures, write_page
-from autosparse.report.benchmark import benchmark_page, benchmark_sections
 
 
 def register(app: typer.Typer) -> None:
@@ -40,6 +38,9 @@ def report_command(
     Accuracies with intervals, ranks, differences from a reference, layer densities, the cost of pruning, what failed,
     and for every number the command that repeats it.
     """
+    from autosparse.report.benchmark import benchmark_page, benchmark_sections
+    from autosparse.report.page import write_figures, write_page
+
     with exclusive(out), exclusive(figures) if figures else nullcontext():
         require_absent(out, force)
         if figures:

@@ -21,7 +21,6 @@ from autosparse.masks import Masks
 from autosparse.provenance import provenance
 from autosparse.pruning import Pruned, prune, score_batches, training_stream
 from autosparse.recipes import recipe_of
-from autosparse.report import layer_density_figure, save_figure
 from autosparse.rewinding.ticket import snapshot
 from autosparse.seeding import derive_seed
 from autosparse.training import save_state
@@ -92,6 +91,9 @@ def write_pruning(
     facts: Mapping[str, Any],
 ) -> None:
     """A folder of masks, of the state that training starts from, and of ``facts`` about them."""
+    from autosparse.report.figures import layer_density_figure
+    from autosparse.report.save import save_figure
+
     summary = {
         "kind": _PRUNING,
         "schema_version": SCHEMA_VERSION,

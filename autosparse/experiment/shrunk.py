@@ -23,8 +23,6 @@ from autosparse.files import SCHEMA_VERSION, atomic_folder, exclusive, require_a
 from autosparse.layers import layers_of, total_weights
 from autosparse.provenance import provenance
 from autosparse.pruning import score_batches
-from autosparse.report import save_figure
-from autosparse.report.widths_figure import widths_figure
 from autosparse.shrinking import Shrinker, ShrinkPlan
 from autosparse.training import TrainConfig
 from autosparse.triggers.early import EarlyNarrowing
@@ -100,6 +98,9 @@ def write_network(
     Args:
         channels: a :class:`~autosparse.shrinking.ShrinkSummary` as JSON.
     """
+    from autosparse.report.save import save_figure
+    from autosparse.report.widths_figure import widths_figure
+
     shape = (data.channels, data.image_size, data.image_size)
     facts = {name: channels.get(name) for name in _CHANNELS}
     save_shrunk(folder, small, dense, network=asdict(network), image_shape=shape, facts=facts)

@@ -31,8 +31,6 @@ from autosparse.files import (
 from autosparse.layers import prunable
 from autosparse.masks import Masks
 from autosparse.provenance import provenance
-from autosparse.report import curve_figure, save_figure
-from autosparse.report.trigger_figure import trigger_figure
 from autosparse.training import Callback, EpochRecord, JsonlLog, TrainConfig, evaluate, save_state, train
 from autosparse.training.loop import check_identity
 
@@ -208,6 +206,10 @@ def _write_training(
     built: Network,
     shrunk: ShrunkStart | None,
 ) -> None:
+    from autosparse.report.figures import curve_figure
+    from autosparse.report.save import save_figure
+    from autosparse.report.trigger_figure import trigger_figure
+
     network, kept, method = summary["network"], summary["pruned"], summary["pruning"].get("method")
     what = f"{method}, {kept['density']:.2%} of the weights" if kept else "dense"
     with atomic_folder(out) as folder:

@@ -7,9 +7,11 @@ import textwrap
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK = "#22272e"
 MUTED = "#656d76"
@@ -180,6 +182,8 @@ def new_figure(height: float, title: str, characters: int = _TITLE_CHARACTERS) -
     Args:
         characters: of a line of the title; fewer leave room for a legend beside it.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor=PAPER)
     wrapped = textwrap.fill(title, characters)
     figure.suptitle(plain(wrapped), x=0.015, ha="left", fontsize=12, fontweight="bold", color=INK)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.model_selection import GroupShuffleSplit
 from torch import Tensor
 
 from autosparse.errors import AutoSparseError, UnknownNameError
@@ -120,6 +119,8 @@ def split_groups(data: Examples, config: FitConfig) -> tuple[np.ndarray, np.ndar
 
     Layers of the same depth index in different runs are one group, so that no run gives another's layer away.
     """
+    from sklearn.model_selection import GroupShuffleSplit
+
     several = len(np.unique(data.run)) > 1
     kind = config.holdout if config.holdout != "auto" else ("run" if several else "layer")
     groups = data.run if kind == "run" else data.layer

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import spearmanr
-from sklearn.isotonic import IsotonicRegression
-from sklearn.metrics import r2_score
 
 #: Fractions of the weights for which the overlap with the true survivors is reported.
 TOP_FRACTIONS = (0.05, 0.02, 0.01)
@@ -38,6 +35,9 @@ def top_overlap(predicted: np.ndarray, label: np.ndarray, fraction: float) -> fl
 
 def compare(predicted: np.ndarray, label: np.ndarray) -> Prediction:
     """R2, Spearman's rank correlation and top overlaps of predicted survival ``[n]`` with labels ``[n]``."""
+    from scipy.stats import spearmanr
+    from sklearn.metrics import r2_score
+
     # Against a constant there is no rank to correlate with: scipy gives NaN, which JSON has no word for.
     rank = float(spearmanr(predicted, label).statistic) if np.ptp(predicted) > 0 and np.ptp(label) > 0 else 0.0
     overlap = {f"{fraction:.0%}": top_overlap(predicted, label, fraction) for fraction in TOP_FRACTIONS}
@@ -50,6 +50,9 @@ def compare_baseline(score: np.ndarray, label: np.ndarray, fit_score: np.ndarray
     For R2 it is first mapped to survival by the monotone (isotonic) function that fits the fitting data best; ranks
     and overlaps are those of the raw score.
     """
+    from sklearn.isotonic import IsotonicRegression
+    from sklearn.metrics import r2_score
+
     curve = IsotonicRegression(out_of_bounds="clip").fit(fit_score, fit_label)
     raw = compare(score, label)
     return Prediction(float(r2_score(label, curve.predict(score))), raw.spearman, raw.overlap)

@@ -14,10 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from autosparse.features import feature_set
 from autosparse.scorer.network import Linear, Scorer
@@ -120,6 +116,10 @@ class Surrogate:
     """
 
     def __init__(self, trials: Sequence[Trial], names: Sequence[str], seed: int) -> None:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.gaussian_process import GaussianProcessRegressor
+        from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
         self._names = names
         candidates = sorted({(trial.generation, trial.candidate): trial.weights for trial in trials}.items())
         self._x = np.array([weights for _, weights in candidates])
@@ -153,6 +153,8 @@ class Surrogate:
         return self._best[without]
 
     def _lowest(self, without: str | None) -> np.ndarray:
+        from scipy.optimize import minimize
+
         used = np.array([name != without for name in self._names])
         low, high = self._x.min(axis=0) * used, self._x.max(axis=0) * used
         inside = self._x * used

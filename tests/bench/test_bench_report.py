@@ -22,7 +22,6 @@ from autosparse.bench.analysis import Analysis, analyse
 from autosparse.bench.results import Results, read_results
 from autosparse.bench.summary import read_summary, summarise, summary_tables, summary_text
 from autosparse.errors import AutoSparseError, FileFormatError
-from autosparse.report import Fold, Section, Table, label_styles, latex_table, markdown_table, render_page
 from autosparse.report.bench_tables import (
     accuracy_table,
     collapse_table,
@@ -34,8 +33,10 @@ from autosparse.report.bench_tables import (
 from autosparse.report.benchmark import benchmark_page, benchmark_sections
 from autosparse.report.frontier import Offer, best_offers, frontier_figure
 from autosparse.report.method_rows import Contrast, cost_figure, difference_figure, layer_map_figure, rank_figure
+from autosparse.report.page import Fold, Section, render_page
 from autosparse.report.small_multiples import MOST_LINES, Point, density_accuracy_figure
-from autosparse.report.style import _KNOWN, _OTHERS, method_styles
+from autosparse.report.style import _KNOWN, _OTHERS, label_styles, method_styles
+from autosparse.report.tables import Table, latex_table, markdown_table
 
 
 def page_of(analysis: Analysis, layers_at: float | None = None) -> str:

@@ -16,12 +16,12 @@ GRID = """
 models: [{name: resnet20, args: {width: 0.25}}]
 datasets: [{name: digits, image_size: 8}]
 methods: [dense, snip, gmp, {name: ltr, args: {fraction: 0.3}}, magnitude-after-training]
-densities: [0.3, 0.1]
+densities: [0.1]
 seeds: [1]
 train: {epochs: 2}
 score_images: 128
 """
-CELLS = 9
+CELLS = 5
 _TIMES = {"seconds", "prune_seconds", "train_seconds", "prune_peak_bytes"}
 
 
@@ -56,13 +56,12 @@ def uninterrupted(grid: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("finished", [3])
 def test_killed_and_started_again_it_ends_as_if_nothing_had_happened(
-    finished: int, grid: Path, uninterrupted: dict[str, Any], tmp_path: Path
+    grid: Path, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
     command = ("bench", grid, "--out", "results", "--jobs", 2, "--device", "cpu")
     process = start(*command, cwd=tmp_path)
-    stop_at(process, lambda: len(list((tmp_path / "results" / "cells").glob("*.json"))) >= finished)
+    stop_at(process, lambda: len(list((tmp_path / "results" / "cells").glob("*.json"))) >= 1)
     interrupt(process, signal.SIGKILL)
     assert len(list((tmp_path / "results" / "cells").glob("*.json"))) < CELLS
     done = finish(start(*command, cwd=tmp_path))
@@ -88,7 +87,7 @@ def test_a_local_ray_instance_gives_the_same_numbers(grid: Path, uninterrupted: 
 def test_a_cell_is_what_its_command_gives(grid: Path, uninterrupted: dict[str, Any], tmp_path: Path) -> None:
     for path in sorted((grid.parent / "whole" / "cells").glob("*.json")):
         cell = json.loads(path.read_text())
-        if cell["cell"]["method"] not in ("gmp", "ltr") or cell["cell"]["density"] != 0.1:
+        if cell["cell"]["method"] not in ("gmp", "ltr"):
             continue
         words = cell["command"].split()
         out = tmp_path / path.stem
