@@ -248,6 +248,7 @@ def test_resuming_with_another_schedule_names_the_difference(
 # Several processes --------------------------------------------------------------------------------------------------
 
 SHARED = """
+import faulthandler
 import os
 import sys
 from functools import partial
@@ -264,6 +265,7 @@ from autosparse.triggers.base import Target
 from autosparse.triggers.gradient_flow import GradientFlow
 from autosparse.triggers.prune_regrow import GRANET, SET
 
+faulthandler.dump_traceback_later(200, exit=True)  # where each process hangs, should they ever
 rank = int(os.environ["RANK"])
 data = load_data("digits", image_size=8)
 
@@ -288,6 +290,7 @@ for name in ("granet", "set", "earlycrop"):
     weights = {key: value.detach() for key, value in model.named_parameters()}
     torch.distributed.barrier()
     save_state(f"{sys.argv[1]}/{name}-{rank}-weights.safetensors", weights, {})
+torch.distributed.destroy_process_group()  # none may leave while the other still talks to it
 """
 
 
