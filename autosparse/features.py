@@ -18,7 +18,8 @@ Feature sets:
     are left anywhere, z = w/σ and h = g/ρ; gradients may be root mean squares over batches, as signs play no role.
 ``flow``
     ``state``, and how much of what flows from input to output passes by the layer (a shortcut leads around it), in
-    [0, 1] (:func:`autosparse.connectivity.passing_by`): a layer that all must pass may not become too thin.
+    [0, 1] (:func:`autosparse.connectivity.passing_by`): a layer that all must pass may not become too thin. The outputs
+    of the last layer are the network's own: their shares count as one, for classes do not compete as channels do.
 """
 
 from __future__ import annotations
@@ -251,7 +252,7 @@ class NetworkFeatures:
             gradient,
             _inverse(self._weight_rms),
             _inverse(self._network_rms),
-            _log_channel_share(mask, (1, 2)),
+            _log_channel_share(torch.ones_like(mask) if _answers(self.name, layer, len(self.layers)) else mask, (1, 2)),
             _log_channel_share(mask, (0, 2)),
             weight.new_tensor(context),
         )
@@ -281,7 +282,7 @@ class FeaturesOfRest:
         spec = feature_set(name)
         self._spec = FeatureSet(spec.weight, spec.out_channel + spec.in_channel, layer=spec.layer)
         self._bypass = _checked(name, bypass)
-        self._count = len(layers)
+        self._name, self._count = name, len(layers)
         self._weights, self._gradients, self._places = weights, gradients, places
         self._total = total_weights(layers)
         self._left = sum(len(weights[layer.name]) for layer in layers)
@@ -314,7 +315,7 @@ class FeaturesOfRest:
         """For each weight the shares of its output and its input channel that are left, ``[n, 2]``."""
         places = self._places[layer.name]
         if places is None:
-            return weight.new_full((1, 2), math.log(1.1)).expand(len(weight), 2)
+            return _log_share_of_mean(weight.new_ones(1)).expand(len(weight), 2)
         outputs, inputs = layer.shape[:2]
         kernel = places if layer.taps == 1 else places // layer.taps
         output = kernel // inputs
@@ -322,7 +323,14 @@ class FeaturesOfRest:
         for channel, size, row in ((output, outputs, shares[0]), (kernel - output * inputs, inputs, shares[1])):
             left = torch.bincount(channel, minlength=size).to(weight)
             torch.index_select(_log_share_of_mean(left), 0, channel, out=row)
+        if _answers(self._name, layer, self._count):
+            shares[0] = _log_share_of_mean(weight.new_ones(1))
         return shares.T
+
+
+def _answers(name: str, layer: Layer, layers: int) -> bool:
+    """Whether ``layer``'s outputs are the network's own, in a set that makes a difference of that."""
+    return name == "flow" and layer.depth == layers - 1
 
 
 def _layer_context(

@@ -168,6 +168,28 @@ def test_features_of_the_rest_are_rows_of_the_whole(name: str) -> None:
             assert torch.allclose(rest.layer(layer).matrix(), expected, atol=1e-5)
 
 
+def test_outputs_of_the_network_do_not_compete_as_channels_do() -> None:
+    weights, gradients = tensors()
+    masks = {layer.name: torch.rand(layer.shape, generator=torch.Generator().manual_seed(3)) < 0.6 for layer in LAYERS}
+    masks["c"][0] = False
+    weights = {name: value * masks[name] for name, value in weights.items()}
+    column = FEATURE_SETS["flow"].names.index("log out share")
+    state, flow = (NetworkFeatures(name, LAYERS, weights, gradients, masks, BYPASS) for name in ("state", "flow"))
+    for layer in LAYERS:
+        found, inner = (features.layer(layer).matrix()[:, column] for features in (flow, state))
+        if layer.name == "c":
+            assert torch.allclose(found, torch.tensor(1.1).log())  # as if as much were left of each
+            assert not torch.allclose(inner, found)
+        else:
+            assert torch.equal(found, inner)
+    left = {name: mask.flatten().nonzero().squeeze(1) for name, mask in masks.items()}
+    weights, gradients = (
+        {name: value.flatten()[left[name]] for name, value in kind.items()} for kind in (weights, gradients)
+    )
+    rest = FeaturesOfRest("flow", LAYERS, weights, gradients, left, BYPASS)
+    assert torch.allclose(rest.layer(LAYERS[-1]).matrix(), flow.layer(LAYERS[-1]).matrix()[left["c"]], atol=1e-5)
+
+
 def test_state_features_of_a_layer_with_nothing_left_are_finite() -> None:
     weights, gradients = tensors()
     masks = {layer.name: torch.ones(layer.shape, dtype=torch.bool) for layer in LAYERS}
