@@ -113,6 +113,16 @@ def test_a_search_that_was_stopped_makes_the_missing_trials_alone_and_ends_the_s
     assert len(new) == 8
 
 
+def test_a_task_that_is_added_is_tried_on_the_candidates_that_there_are() -> None:
+    whole, _ = searched(CONFIG)
+    wider = replace(CONFIG, tasks=(*TASKS, Task("wrn-16-2", 0.02)))
+    trials, new = searched(wider, whole)
+    assert [trial for trial in trials if trial.task < 2] == whole
+    assert sorted((trial.generation, trial.candidate) for trial in new) == [(g, c) for g in range(3) for c in range(4)]
+    weights = {(trial.generation, trial.candidate): trial.weights for trial in whole}
+    assert all(trial.weights == weights[trial.generation, trial.candidate] for trial in new)
+
+
 def written(path: Path, trials: int = 5) -> list[Trial]:
     found = [replace(trial, loss=bowl(trial)) for trial in proposed(CONFIG, 0, None)]
     with TrialFile(path, CONFIG).growing(IMAGES) as file:
@@ -125,6 +135,23 @@ def test_trials_come_back_from_their_file(tmp_path: Path) -> None:
     trials = written(tmp_path / "trials.jsonl")
     assert TrialFile(tmp_path / "trials.jsonl", CONFIG).trials == trials
     assert TrialFile(tmp_path / "trials.jsonl", replace(CONFIG, generations=9)).trials == trials
+
+
+def test_a_file_takes_tasks_that_are_added_and_is_then_of_all_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    trials = written(path)
+    wider = replace(CONFIG, tasks=(*TASKS, Task("wrn-16-2", 0.02)))
+    images = [*IMAGES, {"name": "fashion"}]
+    before = path.read_bytes()
+    with pytest.raises(AutoSparseError, match="trials on other images"), TrialFile(path, wider).growing(images[::-1]):
+        pass
+    assert path.read_bytes() == before
+    with TrialFile(path, wider).growing(images) as file:
+        file.append(replace(trials[0], task=2))
+    with TrialFile(path, wider).growing(images) as file:
+        assert file.trials == [*trials, replace(trials[0], task=2)]
+    with pytest.raises(AutoSparseError, match="trials of another search, whose tasks differ"):
+        TrialFile(path, CONFIG)
 
 
 def test_a_file_from_before_a_setting_holds_trials_of_its_usual_value(tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ def search_scorer_command(
 
     Each trial prunes a small network at initialisation by a scorer, trains it for a moment and measures its
     validation loss. What all trials say together decides which scorers are tried next and which one is written.
-    Repeat the command to go on where it was stopped; with all trials in the file it only fits.
+    Repeat the command to go on where it was stopped; with all trials in the file it only fits. More generations, and
+    tasks added after the others, continue a search.
     """
     config, datasets = _read(tasks)
     if out.suffix != ".safetensors":

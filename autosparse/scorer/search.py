@@ -197,16 +197,20 @@ def search(
     """All trials of a search, in order, and what they say.
 
     Args:
-        known: those that were made before, of this search.
+        known: those that were made before, of this search; their candidates are tried on tasks that they lack.
         measure: gives the losses of trials, in any order.
         record: is told every new trial as soon as it is made.
         progress: is told the number of a generation that is over, and what is known then.
     """
     made = {_key(trial): trial for trial in known}
+    tried = {(trial.generation, trial.candidate): trial.weights for trial in known}
     trials: list[Trial] = []
     surrogate: Surrogate | None = None
     for generation in range(config.generations):
-        wanted = proposed(config, generation, surrogate)
+        wanted = [
+            replace(trial, weights=tried.get((trial.generation, trial.candidate), trial.weights))
+            for trial in proposed(config, generation, surrogate)
+        ]
         for trial, loss in measure([trial for trial in wanted if _key(trial) not in made]):
             done = replace(trial, loss=loss)
             made[_key(trial)] = done

@@ -36,6 +36,7 @@ class TrialFile:
         self._config = config
         self._header: dict[str, Any] = {}
         self._complete = 0  # bytes of whole lines
+        self._tasks = 0  # that its header knows
         self.trials: list[Trial] = []
         if self.path.exists():
             self._read()
@@ -64,7 +65,9 @@ class TrialFile:
         check_schema(self.path, _KIND, header.get("kind"), header.get("schema_version"), _SCHEMA_VERSION)
         before, now = header["search"], _facts(self._config)
         before["tasks"] = [{**_ALWAYS_BEFORE, **task} for task in before["tasks"]]
-        if different := [key for key in now if before.get(key) != now[key]]:
+        self._tasks = len(before["tasks"])
+        known = {**now, "tasks": now["tasks"][: self._tasks]}
+        if different := [key for key in known if before.get(key) != known[key]]:
             raise AutoSparseError(
                 f"{self.path} holds the trials of another search, whose {' and '.join(different)} differ: give another "
                 "file, or the settings that it was made with"
@@ -82,22 +85,28 @@ class TrialFile:
             OutputExistsError: another process has that right. AutoSparseError: the trials were made on other images.
         """
         described = json.loads(json.dumps(list(images)))
-        if self._header and self._header.get("images") != described:
+        if self._header and self._header.get("images") != described[: self._tasks]:
             raise AutoSparseError(f"{self.path} holds trials on other images: give another file, or those images")
         with exclusive(self.path):
             if self._complete:
                 with write_errors(self.path):
                     os.truncate(self.path, self._complete)
-            else:
-                self._header = {
-                    "kind": _KIND,
-                    "schema_version": _SCHEMA_VERSION,
-                    "search": _facts(self._config),
-                    "images": described,
-                    "provenance": provenance(),
-                }
-                write_text(self.path, json.dumps(self._header, allow_nan=False) + "\n")
+            if self._tasks < len(described):
+                self._begin(described)
             yield self
+
+    def _begin(self, images: list[Mapping[str, Any]]) -> None:
+        """Write the header, before the trials that there are."""
+        trials = self.path.read_text(encoding="utf-8").partition("\n")[2] if self._complete else ""
+        header = {
+            "kind": _KIND,
+            "schema_version": _SCHEMA_VERSION,
+            "search": _facts(self._config),
+            "images": images,
+            "provenance": self._header.get("provenance") or provenance(),  # of the first trials
+        }
+        write_text(self.path, json.dumps(header, allow_nan=False) + "\n" + trials)
+        self._header, self._tasks = header, len(images)
 
     def in_order(self) -> list[Trial]:
         """Those of the search's generations, by generation, candidate and task: they are written as they end."""
@@ -114,7 +123,7 @@ class TrialFile:
 
 
 def _facts(config: SearchConfig) -> dict[str, Any]:
-    """What fixes the trials. More generations continue the same search; images go by their description."""
+    """What fixes the trials. More generations or tasks continue the same search; images go by their description."""
     facts = json.loads(json.dumps(asdict(config), allow_nan=False))
     del facts["generations"]
     for task in facts["tasks"]:
