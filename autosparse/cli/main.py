@@ -26,6 +26,7 @@ from autosparse.cli import (
     train,
     train_scorer,
 )
+from autosparse.cli.interrupts import interrupts_kept
 from autosparse.errors import AutoSparseError
 from autosparse.files import write_errors
 
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
-            with write_errors(Path("the output")):
+            with write_errors(Path("the output")), interrupts_kept():
                 status = command.main(given, "autosparse", standalone_mode=False)
         except AutoSparseError as error:
             return _fail(str(error))
