@@ -118,9 +118,21 @@ class Cell:
             found["dataset"] = _FOLDER + Path(self.dataset.removeprefix(_FOLDER)).name
         if self.scorer is not None and (self.scorer.endswith(".safetensors") or "/" in self.scorer):
             found["scorer"] = _content_of(Path(self.scorer))
-        if self.scorer is None and not self.is_dense and not self.removes_channels:
-            found["scorer"] = default_scorer(self.method, self.options, self.budget)
+        if self.scorer is None:
+            found["scorer"] = self._default_scorer()
         return found
+
+    def _default_scorer(self) -> str | None:
+        """The one that this release would take."""
+        if self.is_dense or self.removes_channels:
+            return None
+        return default_scorer(self.method, self.options, self.budget)
+
+    def with_scorer_named(self) -> Cell:
+        """The same with the default scorer by name: another release may have another default."""
+        if self.scorer is not None or self.choose:  # a choice decides what the scorer is for
+            return self
+        return replace(self, scorer=self._default_scorer())
 
     @cached_property
     def hash(self) -> str:
@@ -258,7 +270,7 @@ def cells_of(grid: Grid) -> list[Cell]:
             round_to=method.round_to,
             **{name: getattr(method, name) for name in CHANNEL_MEASURES},
             label=method.label,
-        )
+        ).with_scorer_named()
         for seed in grid.seeds
         for model in grid.models
         for dataset in grid.datasets

@@ -59,7 +59,7 @@ def grid(**changes: Any) -> Grid:
         "densities": [0.1, 0.02],
         "seeds": [3, 1],
     }
-    return Grid.model_validate({**content, **changes}, context={"methods": ["dense", "snip", "random", "l1"]})
+    return Grid.model_validate({**content, **changes}, context={"methods": ["dense", "snip", "random", "l1", "autos"]})
 
 
 # From grid to cells ------------------------------------------------------------------------------------------------
@@ -247,6 +247,17 @@ def test_the_default_scorer_is_part_of_a_cell_that_takes_one(monkeypatch: pytest
     before = [cell.hash for cell in cells()]
     monkeypatch.setitem(DEFAULT_SCORERS, "weights", "another")
     assert [cell.hash == old for cell, old in zip(cells(), before, strict=True)] == [True, False, True, False, True]
+
+
+def test_a_plan_names_the_default_scorer_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = grid(methods=["snip", "autos", {"name": "autos", "label": "chosen", "choose": {"steps": [0, 9]}}])
+    found = {cell.label: cell for cell in cells_of(asked)}
+    weights = DEFAULT_SCORERS["weights"]
+    assert [found[name].scorer for name in ("snip", "autos", "chosen")] == [None, weights, None]
+    assert f"--scorer {weights}" in found["autos"].command("out")
+    assert replace(found["autos"], scorer=None).hash == found["autos"].hash
+    monkeypatch.setitem(DEFAULT_SCORERS, "weights", "another")
+    assert replace(found["autos"], scorer=None).hash != found["autos"].hash
 
 
 # Commands ----------------------------------------------------------------------------------------------------------
