@@ -36,7 +36,7 @@ pretrained: install
 	    --final-density 0.01 --epochs 1 --batch-size 256 --lr 0.2 --score-images 1280 --seed 0 --out $(SOURCE)
 	$(BIN)/autosparse train-scorer $(SOURCE) --out pretrained/resnet20-cifar10.safetensors --force
 	$(BIN)/autosparse train-scorer $(SOURCE) --features paper --out pretrained/resnet20-cifar10-paper.safetensors --force
-	for name in cifar10-search cifar10-flow cifar10-long; do $(BIN)/autosparse search-scorer pretrained/$$name.yaml \
+	for name in cifar10-search cifar10-flow cifar10-long cifar10-digits; do $(BIN)/autosparse search-scorer pretrained/$$name.yaml \
 	    --trials pretrained/$$name.jsonl --out pretrained/$$name.safetensors --jobs $(JOBS) --force || exit 1; done
 	$(BIN)/python pretrained/guide.py
 

@@ -1,6 +1,6 @@
 """Scorers that lack something: a feature, a task of the search; or fitted to tickets by another loss or recipe.
 
-    python benchmarks/leave_one_out.py --scorer pretrained/cifar10-flow.json --out runs/leave-one-out \
+    python benchmarks/leave_one_out.py --scorer pretrained/cifar10-digits.json --out runs/leave-one-out \
         --irp runs/resnet20-cifar10.h5 runs/short.h5
     autosparse bench benchmarks/grids/cifar10-leave-one-out.yaml --out runs/cifar10-leave-one-out --jobs 2
 

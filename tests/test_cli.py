@@ -85,7 +85,7 @@ def test_help_of_a_command_names_its_options(command: str, capsys: Capture) -> N
     [
         ("prune", "the method's own"),
         ("prune", "the set's own"),
-        ("prune", "cifar10-flow, or guide with --steps"),
+        ("prune", "cifar10-digits, or guide with --steps"),
         ("shrink", "resnet20-cifar10"),
         ("train", "the one the masks were made for, or vgg16"),
         ("generate", "MODEL_DATASET_seedN"),
@@ -118,7 +118,7 @@ def test_version(tmp_path: Path) -> None:
         ("datasets", ["digits", "fashion-mnist", "cifar10", "cifar100", "imagefolder:PATH"]),
         ("criteria", ["autos", "magnitude", "random", "snip"]),
         ("methods", list_methods()),
-        ("scorers", ["cifar10-flow", "cifar10-long", "cifar10-search", "resnet20-cifar10"]),
+        ("scorers", ["cifar10-digits", "cifar10-flow", "cifar10-long", "cifar10-search", "resnet20-cifar10"]),
     ],
 )
 def test_list_has_a_line_for_every_name(kind: str, names: list[str], capsys: Capture) -> None:
@@ -254,7 +254,7 @@ def test_prune_with_the_default_scorer(tmp_path: Path, capsys: Capture) -> None:
     result = call(capsys, "prune", "--out", tmp_path / "out", *TINY)
     assert result.status == 0
     summary = summary_of(tmp_path / "out")
-    assert (summary["method"], summary["scorer"]) == ("autos", "cifar10-flow")
+    assert (summary["method"], summary["scorer"]) == ("autos", "cifar10-digits")
     assert summary["kept"] == round(0.02 * summary["total"])
 
 

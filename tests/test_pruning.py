@@ -321,7 +321,7 @@ def test_the_public_names_exist() -> None:
     assert {"autos", "magnitude", "random", "snip"} <= set(METHODS)
 
 
-@pytest.mark.parametrize(("options", "scorer"), [({}, "cifar10-flow"), ({"steps": 2}, "guide")])
+@pytest.mark.parametrize(("options", "scorer"), [({}, "cifar10-digits"), ({"steps": 2}, "guide")])
 def test_steps_are_guided_by_a_scorer_of_their_own(options: dict[str, int], scorer: str) -> None:
     model = seeded_model("resnet20", seed=0, num_classes=10, width=0.25)
     images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -49,7 +49,7 @@ def test_the_default_scorer_prunes_a_network_it_never_saw_better_than_chance() -
     assert np.mean(by_scorer) > np.mean(by_chance)
 
 
-@pytest.mark.parametrize("name", ["cifar10-flow", "cifar10-long", "cifar10-search"])
+@pytest.mark.parametrize("name", ["cifar10-digits", "cifar10-flow", "cifar10-long", "cifar10-search"])
 def test_a_pretrained_scorer_is_the_best_of_the_trials_that_are_kept_beside_it(name: str) -> None:
     folder = Path(__file__).parent.parent / "pretrained"
     card = json.loads((folder / f"{name}.json").read_text())

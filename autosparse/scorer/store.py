@@ -16,7 +16,7 @@ _KIND = "scorer"
 
 #: What a scorer is for -> the pretrained one where none is named: to prune single weights at their initial values, to
 #: guide the steps of a short training, to score channels.
-DEFAULT_SCORERS = {"weights": "cifar10-flow", "steps": "guide", "channels": "resnet20-cifar10"}
+DEFAULT_SCORERS = {"weights": "cifar10-digits", "steps": "guide", "channels": "resnet20-cifar10"}
 
 
 @dataclass(frozen=True)
