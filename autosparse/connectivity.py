@@ -19,6 +19,7 @@ from torch.func import functional_call
 from autosparse.criteria.gradients import untouched
 from autosparse.criteria.path_counting import LINEAR, Replaced
 from autosparse.errors import AutoSparseError
+from autosparse.features import SEE_SHORTCUTS
 from autosparse.layers import prunable
 
 _DUST = 1e-9  # weight of a removed connection when looking for a path: used only where no kept one exists
@@ -134,6 +135,11 @@ def passing_by(model: nn.Module, x: Tensor) -> dict[str, float]:
         return dict.fromkeys(prunable(model), 0.0)
     most = max(through.values(), default=0.0)
     return {name: 1 - flow / most if flow > _DUST * most else 0.0 for name, flow in through.items()}
+
+
+def bypass_for(features: str, model: nn.Module, x: Tensor) -> dict[str, float] | None:
+    """What :func:`passing_by` tells, for a feature set that has use for it."""
+    return passing_by(model, x) if features in SEE_SHORTCUTS else None
 
 
 def _flow_through_layers(model: nn.Module, x: Tensor) -> dict[str, float]:

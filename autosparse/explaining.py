@@ -13,7 +13,7 @@ from torch import nn
 
 from autosparse.budget import keep_count
 from autosparse.choose import Choice, choose
-from autosparse.connectivity import passing_by
+from autosparse.connectivity import bypass_for
 from autosparse.criteria import Batches, LossFn, mean_gradient
 from autosparse.features import NetworkFeatures
 from autosparse.layers import Layer, layers_of, prunable, total_weights
@@ -117,7 +117,7 @@ def explain(
         with scoring_stream(seed):
             return choose(model, choice, keep, gradients=gradients, generator=draw, **given, **more)[0]
 
-    bypass = passing_by(model, batches[0][0]) if chosen.feature_set == "flow" else None
+    bypass = bypass_for(chosen.feature_set, model, batches[0][0])
     features = NetworkFeatures(chosen.feature_set, layers, prunable(model), gradients, bypass=bypass)
     masks = {AUTOS: kept(AUTOS, scorer=chosen)}
     for method in methods:

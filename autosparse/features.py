@@ -83,6 +83,9 @@ FEATURE_SETS: dict[str, FeatureSet] = {
 #: Feature sets of networks in training and half pruned as well as of initial ones.
 AT_ANY_MOMENT = frozenset({"state", "flow"})
 
+#: Feature sets that look at a network's shortcuts.
+SEE_SHORTCUTS = frozenset({"flow"})
+
 
 def feature_set(name: str) -> FeatureSet:
     """The feature set called ``name``; UnknownNameError with the nearest names."""
@@ -363,7 +366,7 @@ def _state_context(
 
 def _checked(name: str, bypass: Mapping[str, float] | None) -> Mapping[str, float] | None:
     """``bypass`` for a feature set that has use for it."""
-    if name != "flow":
+    if name not in SEE_SHORTCUTS:
         return None
     if bypass is None:
         raise AutoSparseError(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from autosparse.connectivity import passing_by
+from autosparse.connectivity import bypass_for
 from autosparse.criteria.base import Scores, Stream, criterion
 from autosparse.criteria.drawing import drawn
 from autosparse.criteria.gradients import Batches, LossFn
@@ -75,7 +75,7 @@ def autos(
             "autos", scorer, model, batches, loss_fn, keep, counts, masks, generator, example, parts=parts, noise=noise
         )  # fmt: skip
 
-    bypass = passing_by(model, example) if scorer.feature_set == "flow" else None
+    bypass = bypass_for(scorer.feature_set, model, example)
 
     def rule(moment: Moment) -> Scores:
         return logits(scorer, moment.layers, moment.weights, moment.gradients, moment.masks, bypass)

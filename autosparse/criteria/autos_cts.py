@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from autosparse.connectivity import passing_by
+from autosparse.connectivity import bypass_for
 from autosparse.criteria.autos import logits
 from autosparse.criteria.base import Scores, criterion
 from autosparse.criteria.cts import Pieces, TicketSearch
@@ -53,7 +53,7 @@ def autos_cts(
         "autos-cts", "kl", steps, step_images, lr, temperature=2 / 3, density_slack=1.1, batch_statistics=True,
         warm_steps=warm_steps, warm_lr=0.1,
     )  # fmt: skip
-    bypass = passing_by(model, example) if scorer.feature_set == "flow" else None
+    bypass = bypass_for(scorer.feature_set, model, example)
     start = logits(scorer, layers_of(model), prunable(model), measure_gradients(), masks, bypass)
     return search.run(
         model, batches, loss_fn, keep, masks, generator, {name: trust * values for name, values in start.items()}

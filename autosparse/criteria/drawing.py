@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autosparse.budget.selection import allocated, top_k
-from autosparse.connectivity import passing_by
+from autosparse.connectivity import bypass_for
 from autosparse.criteria.base import Scores
 from autosparse.criteria.gradients import Batches, LossFn, mean_gradient
 from autosparse.criteria.gradual import budget_of, squeezed
@@ -65,7 +65,7 @@ def drawn(
     if not 0 <= noise < math.inf:
         raise AutoSparseError(f"{owner} has noise {noise}: give 0 or more")
     network = copy.deepcopy(model)
-    bypass = passing_by(network, example) if scorer.feature_set == "flow" else None
+    bypass = bypass_for(scorer.feature_set, network, example)
     rest = _Rest(network, masks, counts, keep, bypass)
     if noise:
         rest.draw(noise, generator)
