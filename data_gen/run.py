@@ -17,10 +17,10 @@ from autosparse.budget import select
 from autosparse.criteria import mean_gradient
 from autosparse.data import ImageData
 from autosparse.errors import AutoSparseError, DivergedError, OutputExistsError
+from autosparse.experiment import Network
 from autosparse.files import exclusive, no_empty_work, remove_folder, require_absent, require_space, work_folder
 from autosparse.layers import Layer
 from autosparse.masks import Masks
-from autosparse.models import seeded_model
 from autosparse.provenance import provenance
 from autosparse.pruning import score_batches
 from autosparse.rewinding import BUDGET_OF, OnRound, Rounds, trained_scores
@@ -127,13 +127,8 @@ class _IRP:
     def __init__(self, config: IRPConfig, data: ImageData, work: Path, device: torch.device) -> None:
         self.config = config
         self.data = data
-        self.model = seeded_model(
-            config.model,
-            seed=config.seed,
-            num_classes=data.num_classes,
-            in_channels=data.channels,
-            **config.model_args,
-        ).to(device)
+        network = Network(config.model, config.model_args, data.num_classes, data.channels, config.seed)
+        self.model = network.build_for(data).to(device)
         self.identity = {"config": config.as_dict(), "data": data.describe()}
         self.rounds = Rounds(
             self.model,

@@ -250,7 +250,7 @@ def check_cell(cell: Cell, data: ImageData) -> None:
     Raises:
         AutoSparseError: it names the method, the network and the reason.
     """
-    model = network_of(cell, data).build()
+    model = network_of(cell, data).build_for(data)
     x, _ = next(iter(data.train.batches(2, limit=2)))
     try:
         _check_output(model, x, data.num_classes)

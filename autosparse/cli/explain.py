@@ -99,7 +99,7 @@ def explain_command(
             bar.update()
 
         found = explain(
-            network.build().to(where),
+            network.build_for(data).to(where),
             score_batches(data, seed=seed, images=score_images, size=micro_batch),
             sparsity=settings.sparsity,
             scorer=scorer,

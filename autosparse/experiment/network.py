@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 from autosparse.channels.request import ShrinkRequest
+from autosparse.data import ImageData
 from autosparse.models import seeded_model
+from autosparse.models.images import require_takes
 from autosparse.pruning import SCORE_BATCH, Request
 
 
@@ -32,6 +34,16 @@ class Network:
             in_channels=self.in_channels,
             **self.model_args,
         )
+
+    def build_for(self, data: ImageData) -> nn.Module:
+        """:meth:`build`, and see that the network takes images of ``data``.
+
+        Raises:
+            AutoSparseError: it fails on one; and everything that :meth:`build` raises.
+        """
+        model = self.build()
+        require_takes(model, self.model, data.channels, data.image_size)
+        return model
 
 
 @dataclass(frozen=True)

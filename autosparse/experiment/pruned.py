@@ -68,7 +68,7 @@ def prune_to_folder(
     """
     with exclusive(out):
         require_absent(out, force)
-        model = network.build().to(device)
+        model = network.build_for(data).to(device)
         initial = snapshot(model)
         with measured(device) as cost:
             pruned = prune_network(model, network, data, settings, gradients)

@@ -67,7 +67,7 @@ def shrink_to_folder(
     """
     with exclusive(out):
         require_absent(out, force)
-        dense = network.build().to(device)
+        dense = network.build_for(data).to(device)
         with measured(device) as cost, counted_images() as images:
             began = time.perf_counter()
             shrinker = shrinker_for(dense, network, data, settings, progress)

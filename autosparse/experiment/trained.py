@@ -110,7 +110,7 @@ def train_to_folder(
         finished = (out / "summary.json").exists()
         if processes.is_main_process:
             _claim(out, unfinished, finished, resume, force)
-        model = network.build()
+        model = network.build_for(data)
         start: Start | None = None
         identity: dict[str, Any] = {"network": asdict(network), "dataset": dataset, "data": data.describe()}
         if settings is not None:  # a method may take long: it is begun when nothing speaks against it any more
