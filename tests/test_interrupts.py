@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -33,6 +33,15 @@ def in_a_finalizer() -> None:
     Final()
 
 
+@pytest.fixture
+def _heard() -> Iterator[None]:
+    """Ctrl-C is not ignored, as a shell's background jobs hand on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heard")
 @pytest.mark.parametrize("interrupted", [in_a_callback, in_a_finalizer])
 def test_an_interrupt_that_python_drops_is_raised_again(interrupted: Callable[[], None]) -> None:
     def work() -> None:
