@@ -36,7 +36,6 @@ class TrialFile:
         self._config = config
         self._header: dict[str, Any] = {}
         self._complete = 0  # bytes of whole lines
-        self._tasks = 0  # that its header knows
         self.trials: list[Trial] = []
         if self.path.exists():
             self._read()
@@ -65,14 +64,18 @@ class TrialFile:
         check_schema(self.path, _KIND, header.get("kind"), header.get("schema_version"), _SCHEMA_VERSION)
         before, now = header["search"], _facts(self._config)
         before["tasks"] = [{**_ALWAYS_BEFORE, **task} for task in before["tasks"]]
-        self._tasks = len(before["tasks"])
-        known = {**now, "tasks": now["tasks"][: self._tasks]}
+        known = {**now, "tasks": now["tasks"][: len(before["tasks"])]}
         if different := [key for key in known if before.get(key) != known[key]]:
             raise AutoSparseError(
                 f"{self.path} holds the trials of another search, whose {' and '.join(different)} differ: give another "
                 "file, or the settings that it was made with"
             )
         self._header = header
+
+    @property
+    def _tasks(self) -> int:
+        """How many the header knows."""
+        return len(self._header["search"]["tasks"]) if self._header else 0
 
     @contextmanager
     def growing(self, images: Sequence[Mapping[str, Any]]) -> Iterator[TrialFile]:
@@ -106,7 +109,7 @@ class TrialFile:
             "provenance": self._header.get("provenance") or provenance(),  # of the first trials
         }
         write_text(self.path, json.dumps(header, allow_nan=False) + "\n" + trials)
-        self._header, self._tasks = header, len(images)
+        self._header = header
 
     def in_order(self) -> list[Trial]:
         """Those of the search's generations, by generation, candidate and task: they are written as they end."""
