@@ -10,6 +10,11 @@ import difflib
 from collections.abc import Iterable
 
 
+def first_line(error: BaseException) -> str:
+    """What ``error`` says, in one line; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 class AutoSparseError(Exception):
     """Base of every error caused by input, files or settings."""
 

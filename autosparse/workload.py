@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autosparse.channels.costs import count_flops
-from autosparse.errors import AutoSparseError
+from autosparse.errors import AutoSparseError, first_line
 from autosparse.outputs import tensors_in
 from autosparse.seeding import generator
 
@@ -82,7 +82,7 @@ class Workload:
         except Exception as error:  # whatever the network raises
             if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
                 raise AutoSparseError(too_large(batch)) from error
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise AutoSparseError(
                 f"{type(self._network).__name__} fails on {batch} images of {list(self._image_shape)} ({reason}): give "
                 "an image size and batch sizes that it can be used and trained with"

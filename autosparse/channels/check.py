@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autosparse.channels.groups import ChannelGroup, Coupling
 from autosparse.channels.surgery import shrink_, zero_
 from autosparse.criteria.gradients import untouched
-from autosparse.errors import AutoSparseError
+from autosparse.errors import AutoSparseError, first_line
 from autosparse.outputs import tensors_in
 from autosparse.seeding import generator
 
@@ -64,7 +64,7 @@ def _difference(twin: nn.Module, coupling: Coupling, groups: tuple[ChannelGroup,
         shrink_(network, coupling, kept)
         found = next(tensors_in(network(x)))
     except Exception as error:  # whatever the user's module raises when its shapes no longer fit
-        return next(iter(str(error).splitlines()), type(error).__name__)
+        return first_line(error)
     scale = float(expected.abs().max())
     if found.shape != expected.shape or not float((found - expected).abs().max()) <= _TOLERANCE * max(scale, 1e-6):
         return "the output changes"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from autosparse._torchvision import ensure_torchvision
 from autosparse.channels.check import check_coupling
 from autosparse.channels.groups import ChannelGroup, Coupling, Member, Side
-from autosparse.errors import AutoSparseError
+from autosparse.errors import AutoSparseError, first_line
 from autosparse.outputs import tensors_in
 
 _CONV = nn.modules.conv._ConvNd
@@ -87,7 +87,7 @@ def _trace(model: nn.Module, example: Tensor) -> _Graph:
     except AutoSparseError:
         raise
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise AutoSparseError(
             f"{type(model).__name__} cannot be traced on images of {tuple(example.shape[1:])} ({reason}): "
             "check that it can be evaluated on them"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from autosparse.channels.changes import Change, changes_between, fill_, resize_
 from autosparse.channels.sizes import Shape
-from autosparse.errors import AutoSparseError, FileFormatError
+from autosparse.errors import AutoSparseError, FileFormatError, first_line
 from autosparse.files import (
     SCHEMA_VERSION,
     atomic_folder,
@@ -273,7 +273,7 @@ def _outputs(model: nn.Module, image_shape: Sequence[int]) -> list[Tensor]:
         with torch.no_grad(), global_stream(0, "store"):
             return list(tensors_in(model.eval()(noise)))
     except Exception as error:  # whatever the user's module raises at images of a wrong shape
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise AutoSparseError(
             f"{type(model).__name__} cannot be evaluated on images of {list(image_shape)} ({reason}): give the shape "
             "that it was made for"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from autosparse.errors import AutoSparseError
+from autosparse.errors import AutoSparseError, first_line
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"))
 MAX_FILE_BYTES = 64 * 2**20  # no photograph is larger; a forged size must not fill the memory
@@ -152,7 +152,7 @@ class Archive:
             with tarfile.open(self.path, "r:*", tarinfo=_StrictHeader) as tar:
                 yield tar
         except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise AutoSparseError(
                 f"{self.path} is damaged or no tar archive ({reason}): fetch or pack it again"
             ) from error

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from autosparse.errors import AutoSparseError
+from autosparse.errors import AutoSparseError, first_line
 
 _GROUP = 64  # images handed to a thread at a time
 
@@ -33,7 +33,7 @@ def decode_image(name: Path, content: bytes, size: int) -> np.ndarray:
             rgb = ImageOps.fit(rgb, (size, size), method=Image.Resampling.BILINEAR)
         return np.asarray(rgb)
     except Exception as error:  # Pillow's readers meet damage with exceptions of every kind
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise AutoSparseError(f"cannot read the image {name} ({reason}): replace or remove it") from error
 
 

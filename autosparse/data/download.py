@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from autosparse.errors import AutoSparseError
+from autosparse.errors import AutoSparseError, first_line
 from autosparse.files import write_errors
 
 _WAYS_ON = "use --dataset digits (embedded) or --dataset imagefolder:PATH (your own images)"
@@ -32,7 +32,7 @@ def fetch(name: str, target: Path, download: Callable[[Path], Path]) -> None:
             except (OSError, RuntimeError, http.client.HTTPException) as error:  # URLError is an OSError
                 if isinstance(error, OSError) and error.filename:  # about a local file: write_errors explains
                     raise
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                reason = first_line(error)
                 raise AutoSparseError(f"data set {name} could not be downloaded ({reason}): {_WAYS_ON}") from error
             shutil.rmtree(target, ignore_errors=True)
             os.replace(arrived, target)

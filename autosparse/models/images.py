@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from autosparse.errors import AutoSparseError
+from autosparse.errors import AutoSparseError, first_line
 
 
 def require_takes(model: nn.Module, name: str, channels: int, image_size: int) -> None:
@@ -24,7 +24,7 @@ def require_takes(model: nn.Module, name: str, channels: int, image_size: int) -
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             copy.deepcopy(model).eval()(torch.zeros(1, *shape))
     except Exception as error:  # whatever the network raises
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise AutoSparseError(
             f"{name} fails on an image of {' x '.join(map(str, shape))} ({reason.rstrip('.')}): give another "
             "--image-size (image_size= of load_data)"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autosparse.errors import AutoSparseError, FileFormatError
+from autosparse.errors import AutoSparseError, FileFormatError, first_line
 from autosparse.models import create_model, seeded_model
 from autosparse.models.sources import SOURCES
 
@@ -67,7 +67,7 @@ def rebuild(path: Path, network: Mapping[str, Any], own: str | None = None) -> n
             _refuse_absurd(name, arguments)
         return seeded_model(name, seed=0, **arguments)
     except Exception as error:  # whatever a factory raises at arguments that it does not like
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise FileFormatError(
             f"{path} describes a network that cannot be built ({reason}): restore or remake the folder"
         ) from error
