@@ -20,6 +20,7 @@ Feature sets:
     ``state``, and how much of what flows from input to output passes by the layer (a shortcut leads around it), in
     [0, 1] (:func:`autosparse.connectivity.passing_by`): a layer that all must pass may not become too thin. The outputs
     of the last layer are the network's own: their shares count as one, for classes do not compete as channels do.
+    A layer's gradients count as at most :data:`GRADIENT_REACH` times larger or smaller than the network's.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ from autosparse.layers import Layer, total_weights
 
 #: |z| and |h| below this count as this in their logarithms: rarer than one weight in ten thousand.
 LOG_FLOOR = 1e-4
+
+#: How many times the network's gradient scale a layer's counts as in ``flow``, at most, and one over it at least. No
+#: layer of the trials behind the shipped scorers was further off than 25; behind ConvNeXt's layer scales it is 10^6,
+#: and a scorer told so empties every block.
+GRADIENT_REACH = 30.0
 
 
 @dataclass(frozen=True)
@@ -244,8 +250,9 @@ class NetworkFeatures:
         scales = [
             math.sqrt(float((values * mask).square().sum()) / left) if left else 0.0 for values in (weight, gradient)
         ]
+        gradient_unit = _gradient_unit(self.name, scales[1], self._network_rms)
         context = [
-            *_layer_context(layer, len(self.layers), self._total, scales[1], self._network_rms),
+            *_layer_context(layer, len(self.layers), self._total, scales[1], gradient_unit),
             *_state_context(layer, left, scales[0], self._weight_rms, self._left / self._total, self._bypass),
         ]
         return LayerFeatures(
@@ -254,7 +261,7 @@ class NetworkFeatures:
             weight,
             gradient,
             _inverse(self._weight_rms),
-            _inverse(self._network_rms),
+            _inverse(gradient_unit),
             _log_channel_share(torch.ones_like(mask) if _answers(self.name, layer, len(self.layers)) else mask, (1, 2)),
             _log_channel_share(mask, (0, 2)),
             weight.new_tensor(context),
@@ -298,8 +305,9 @@ class FeaturesOfRest:
         weight, gradient = self._weights[layer.name], self._gradients[layer.name]
         left = len(weight)
         scales = [float(torch.linalg.vector_norm(values)) / math.sqrt(max(1, left)) for values in (weight, gradient)]
+        gradient_unit = _gradient_unit(self._name, scales[1], self._gradient_rms)
         context = [
-            *_layer_context(layer, self._count, self._total, scales[1], self._gradient_rms),
+            *_layer_context(layer, self._count, self._total, scales[1], gradient_unit),
             *_state_context(layer, left, scales[0], self._weight_rms, self._left / self._total, self._bypass),
         ]
         return LayerFeatures(
@@ -308,7 +316,7 @@ class FeaturesOfRest:
             weight[:, None, None],
             gradient[:, None, None],
             _inverse(self._weight_rms),
-            _inverse(self._gradient_rms),
+            _inverse(gradient_unit),
             self._channel_shares(layer, weight),
             weight.new_empty(1, 0),
             weight.new_tensor(context),
@@ -329,6 +337,13 @@ class FeaturesOfRest:
         if _answers(self._name, layer, self._count):
             shares[0] = _log_share_of_mean(weight.new_ones(1))
         return shares.T
+
+
+def _gradient_unit(name: str, layer_rms: float, network_rms: float) -> float:
+    """What a layer's gradients are divided by: the network's scale, in ``flow`` within reach of the layer's own."""
+    if name != "flow" or layer_rms == 0:
+        return network_rms
+    return min(max(network_rms, layer_rms / GRADIENT_REACH), layer_rms * GRADIENT_REACH)
 
 
 def _answers(name: str, layer: Layer, layers: int) -> bool:

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from autosparse.errors import AutoSparseError, UnknownNameError
-from autosparse.features import AT_ANY_MOMENT, FEATURE_SETS, LOG_FLOOR, FeaturesOfRest, NetworkFeatures, feature_set
+from autosparse.features import (
+    AT_ANY_MOMENT,
+    FEATURE_SETS,
+    GRADIENT_REACH,
+    LOG_FLOOR,
+    FeaturesOfRest,
+    NetworkFeatures,
+    feature_set,
+)
 from autosparse.layers import Layer, layers_of, prunable
 
 W = torch.tensor([[1.0, -1.0], [3.0, -3.0]]).reshape(2, 2, 1, 1)  # σ = √5
@@ -188,6 +196,31 @@ def test_outputs_of_the_network_do_not_compete_as_channels_do() -> None:
     )
     rest = FeaturesOfRest("flow", LAYERS, weights, gradients, left, BYPASS)
     assert torch.allclose(rest.layer(LAYERS[-1]).matrix(), flow.layer(LAYERS[-1]).matrix()[left["c"]], atol=1e-5)
+
+
+@pytest.mark.parametrize("tiny", [("b",), ("a", "c")])
+def test_gradients_far_below_the_networks_count_as_just_within_reach_in_flow(tiny: tuple[str, ...]) -> None:
+    """Behind a layer scale of 10^-6 a layer's gradients are a millionth of the others'."""
+    weights, gradients = tensors()
+    gradients = {name: value / value.square().mean().sqrt() for name, value in gradients.items()}
+    gradients = {name: value * 1e-7 if name in tiny else value for name, value in gradients.items()}
+    h, share = (FEATURE_SETS["flow"].names.index(name) for name in ("log|h|", "log gradient scale / network's"))
+    state, flow = (NetworkFeatures(name, LAYERS, weights, gradients, bypass=BYPASS) for name in ("state", "flow"))
+    places = {layer.name: torch.arange(layer.size) for layer in LAYERS}
+    flat_weights, flat_gradients = (
+        {name: value.flatten() for name, value in kind.items()} for kind in (weights, gradients)
+    )
+    rest = FeaturesOfRest("flow", LAYERS, flat_weights, flat_gradients, places, BYPASS)
+    for layer in LAYERS:
+        unbound, bound = (features.layer(layer).matrix()[:, [h, share]] for features in (state, flow))
+        if layer.name in tiny:
+            assert unbound[:, 1].tolist() == pytest.approx([math.log(LOG_FLOOR)] * layer.size)
+            own = gradients[layer.name].flatten().abs() / 1e-7
+            assert torch.allclose(bound[:, 0], (own / GRADIENT_REACH).clamp(min=LOG_FLOOR).log(), atol=1e-5)
+            assert bound[:, 1].tolist() == pytest.approx([-math.log(GRADIENT_REACH)] * layer.size)
+        else:
+            assert torch.equal(bound, unbound)
+        assert torch.allclose(rest.layer(layer).matrix(), flow.layer(layer).matrix(), atol=1e-5)
 
 
 def test_state_features_of_a_layer_with_nothing_left_are_finite() -> None:
