@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from autosparse.errors import AutoSparseError, UnknownNameError
+from autosparse.indexing import divided
 from autosparse.layers import Layer, total_weights
 
 #: |z| and |h| below this count as this in their logarithms: rarer than one weight in ten thousand.
@@ -328,12 +329,16 @@ class FeaturesOfRest:
         if places is None:
             return _log_share_of_mean(weight.new_ones(1)).expand(len(weight), 2)
         outputs, inputs = layer.shape[:2]
-        kernel = places if layer.taps == 1 else places // layer.taps
-        output = kernel // inputs
         shares = weight.new_empty(2, len(weight))  # a row a feature: each is written and read in one go
-        for channel, size, row in ((output, outputs, shares[0]), (kernel - output * inputs, inputs, shares[1])):
-            left = torch.bincount(channel, minlength=size).to(weight)
-            torch.index_select(_log_share_of_mean(left), 0, channel, out=row)
+        # Places ascend: what is left of an output channel is one run of them.
+        starts = torch.arange(1, outputs, dtype=places.dtype, device=places.device) * (inputs * layer.taps)
+        ends = [0, *torch.searchsorted(places, starts).tolist(), len(places)]
+        runs = torch.tensor(ends, device=places.device).diff()
+        shares[0] = _log_share_of_mean(runs.to(weight)).repeat_interleave(runs, output_size=len(places))
+        channel = divided(places, layer.taps)
+        channel = channel - (torch.arange(outputs).to(places) * inputs).repeat_interleave(runs, output_size=len(places))
+        left = torch.bincount(channel, minlength=inputs).to(weight)
+        torch.index_select(_log_share_of_mean(left), 0, channel, out=shares[1])
         if _answers(self._name, layer, self._count):
             shares[0] = _log_share_of_mean(weight.new_ones(1))
         return shares.T

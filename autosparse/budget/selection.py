@@ -12,6 +12,7 @@ from torch import Tensor
 
 from autosparse.budget.allocation import BUDGETS, Allocation, layer_counts
 from autosparse.errors import AutoSparseError, BudgetError
+from autosparse.indexing import places_of
 from autosparse.layers import Layer, total_weights
 from autosparse.masks import Masks
 
@@ -59,7 +60,7 @@ def top_k(values: Tensor, k: int) -> Tensor:
     threshold = _kth_largest(values, k)
     kept = values > threshold
     missing = k - int(kept.count_nonzero())
-    kept[(values == threshold).nonzero()[:missing, 0]] = True
+    kept[places_of(values == threshold)[:missing]] = True
     return kept
 
 
@@ -73,7 +74,7 @@ def _kth_largest(values: Tensor, k: int) -> Tensor:
         slack = 4 * math.sqrt(place) + 16
         high, low = sample[max(0, int(place - slack))], sample[min(len(sample) - 1, int(place + slack))]
         above = int((values > high).count_nonzero())
-        between = values[(values <= high) & (values >= low)]
+        between = values[places_of((values <= high) & (values >= low))]
         if above < k <= above + len(between):
             return between.kthvalue(len(between) - (k - above) + 1).values
     return values.kthvalue(values.numel() - k + 1).values

@@ -17,6 +17,7 @@ from autosparse.criteria.gradients import Batches, LossFn, mean_gradient
 from autosparse.criteria.gradual import budget_of, squeezed
 from autosparse.errors import AutoSparseError
 from autosparse.features import FeaturesOfRest
+from autosparse.indexing import places_of
 from autosparse.layers import Layer, layers_of, prunable
 from autosparse.masks import Masks
 from autosparse.scorer.network import Scorer
@@ -176,7 +177,7 @@ class _Rest:
 
 def _index(mask: Tensor, size: int) -> Tensor:
     """Where a flat ``mask`` is true: in half the memory where ``size`` fits."""
-    found = mask.nonzero().squeeze(1)
+    found = places_of(mask)
     return found.int() if size < 2**31 else found
 
 
