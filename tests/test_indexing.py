@@ -18,4 +18,5 @@ def test_places_are_those_of_the_true_ones_in_order() -> None:
 def test_places_are_divided_as_whole_numbers_are(dtype: torch.dtype, by: int) -> None:
     places = torch.arange(200, dtype=dtype)
     found = divided(places, by)
-    assert found.dtype == dtype and torch.equal(found, places // by)
+    assert found.dtype == dtype
+    assert torch.equal(found, places // by)
