@@ -1,4 +1,4 @@
-"""Scorers that lack something: a feature, a task of the search; or fitted to tickets by another loss or recipe.
+"""Scorers that lack something: a feature, a task of the search, all tasks but one; or fitted to tickets instead.
 
     python benchmarks/leave_one_out.py --scorer pretrained/cifar10-digits.json --out runs/leave-one-out \
         --irp runs/resnet20-cifar10.h5 runs/short.h5
@@ -6,8 +6,9 @@
 
 The first command takes seconds for scorers of trials and minutes for those of IRP files; the second trains what they
 prune. ``without-FEATURE`` has the lowest prediction of all scorers of the same trials that ignore the feature,
-``without-task-N`` that of the trials on the other tasks. ``FILE-LOSS`` is fitted to the runs of an IRP file, on the
-features of ``state``, by each loss of ``autosparse train-scorer``.
+``without-task-N`` that of the trials on the other tasks, ``only-task-N`` that of the trials on this one.
+``FILE-LOSS`` is fitted to the runs of an IRP file, on the features of ``state``, by each loss of ``autosparse
+train-scorer``.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ def search_of(card: Path) -> tuple[SearchConfig, list[Trial]]:
 def from_trials(config: SearchConfig, trials: Sequence[Trial], out: Path) -> None:
     surrogate = Surrogate(trials, config.names, config.seed)
     found = {f"without-{slug(name)}": surrogate.best(without=name) for name in config.names}
-    for left_out in range(len(config.tasks)):
-        rest = [trial for trial in trials if trial.task != left_out]
-        found[f"without-task-{left_out + 1}"] = Surrogate(rest, config.names, config.seed).best()
+    for task in range(len(config.tasks)):
+        parts = {"without": [t for t in trials if t.task != task], "only": [t for t in trials if t.task == task]}
+        for name, part in parts.items():
+            found[f"{name}-task-{task + 1}"] = Surrogate(part, config.names, config.seed).best()
     for name, weights in found.items():
         save_scorer(
             out / f"{name}.safetensors", scorer_of(weights.tolist(), config.features), {"provenance": provenance()}
