@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # -n: pytest processes. Each takes one thread, so that they do not fight over the cores.
 JOBS   ?= 2
 
-.PHONY: demo test pretrained lint install clean
+.PHONY: demo test pretrained figures lint install clean
 
 install: $(VENV)/.installed
 
@@ -39,6 +39,17 @@ pretrained: install
 	for name in cifar10-search cifar10-flow cifar10-long cifar10-digits; do $(BIN)/autosparse search-scorer pretrained/$$name.yaml \
 	    --trials pretrained/$$name.jsonl --out pretrained/$$name.safetensors --jobs $(JOBS) --force || exit 1; done
 	$(BIN)/python pretrained/guide.py
+
+# The pages of the stored benchmarks, and the figures of docs/study.md that are among theirs.
+figures: install
+	for cells in docs/results/*.cells.tar.gz; do \
+	    name=$$(basename $$cells .cells.tar.gz); stored=runs/stored/$$name; \
+	    mkdir -p $$stored && tar xzf $$cells -C $$stored || exit 1; \
+	    $(BIN)/autosparse report $$stored --out $$stored.html --figures $$stored-figures --force || exit 1; \
+	    for figure in docs/results/$$name/*; do \
+	        if test -e $$figure; then cp $$stored-figures/$$(basename $$figure) $$figure || exit 1; fi; \
+	    done; \
+	done
 
 clean:
 	rm -rf $(VENV) demo build dist
