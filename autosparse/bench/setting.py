@@ -47,12 +47,13 @@ class Setting:
 
     @property
     def dataset(self) -> str:
-        """The data set without what only says where its files lie."""
+        """The data set without what only says where its files lie, and the size that its images were given."""
         kind, _, name = str(self.facts["dataset"]).partition(":")
         name = name or kind
         for ending in (".gz", ".tar", ".tgz"):
             name = name.removesuffix(ending)
-        return name
+        size = self.facts.get("image_size")
+        return f"{name} ({size} px)" if size else name
 
 
 def setting_of(cell: Mapping[str, Any]) -> Setting:

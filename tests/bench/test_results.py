@@ -59,6 +59,13 @@ def test_settings_of_one_title_say_in_what_they_differ() -> None:
     ]
 
 
+def test_titles_say_the_size_that_images_were_given() -> None:
+    cells = [cell_file("SNIP", 0.5)["cell"] for _ in range(2)]
+    cells[1]["image_size"] = 16
+    names = setting_names([setting_of(cell) for cell in cells])
+    assert list(names.values()) == ["resnet20 (width 0.5), cifar10-jpeg", "resnet20 (width 0.5), cifar10-jpeg (16 px)"]
+
+
 def test_unfinished_files_of_a_running_benchmark_are_no_cells(tmp_path: Path) -> None:
     write_cells(tmp_path, cell_file("SNIP", 0.5))
     (tmp_path / "cells" / ".abc.json.123.tmp").write_text("{")
