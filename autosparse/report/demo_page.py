@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from autosparse.report.demo_results import DemoResults
 from autosparse.report.figures import accuracy_figure, layer_density_figure
+from autosparse.report.irp_page import survival_section
 from autosparse.report.page import Section, render_page
-from autosparse.report.survival import prediction_figure, survival_figure
+from autosparse.report.survival import prediction_figure
 from autosparse.report.tables import Table
 from autosparse.scorer.dataset import IRPRun
 from autosparse.scorer.fit import FittedScorer
@@ -23,37 +22,13 @@ def demo_page(results: DemoResults, provenance: Mapping[str, Any]) -> str:
         provenance: what made the results.
     """
     sections = [
-        _survival_section(results.run),
+        survival_section(results.run),
         _scorer_section(results.run, results.fitted),
         _density_section(results),
         _accuracy_section(results),
     ]
     intro = "A scorer learned on one network prunes another that it has never seen. Made by: autosparse demo"
     return render_page("AutoSparse demo", intro, sections, provenance)
-
-
-def _survival_section(run: IRPRun) -> Section:
-    alive = [*(float(row["density"]) for row in run.rounds), float((run.rounds_survived == run.num_rounds).mean())]
-    names = [layer.name for layer in run.layers]
-    figure = survival_figure(_survival_by_layer(run), names, alive, "Weights alive, by layer and round")
-    rounds = Table(
-        header=("round", "density", "training loss", "validation accuracy"),
-        rows=[
-            (str(r["round"] + 1), f"{r['density']:.2%}", f"{r['train_loss']:.3f}", f"{r['val_accuracy']:.1%}")
-            for r in run.rounds
-        ],
-        caption="Every round rewinds to the same initial state and trains under the mask of that density.",
-    )
-    text = (
-        f"Iterative rewind pruning of {run.config['model']} on digits: {run.num_rounds} rounds, each trained for "
-        f"{run.config['train']['epochs']} epochs and pruned by trained magnitude with one threshold for the whole "
-        "network."
-    )
-    caption = (
-        "Each cell is the share of a layer's weights that is still there before a round; the last column is the "
-        "final ticket."
-    )
-    return Section("Which initial weights survive", text, [(figure, caption)], [rounds])
 
 
 def _scorer_section(run: IRPRun, fitted: FittedScorer) -> Section:
@@ -97,12 +72,3 @@ def _accuracy_section(results: DemoResults) -> Section:
     )
     table = Table(header=results.header, rows=results.rows(), caption="Mean ± standard deviation over seeds.")
     return Section("What the pruning was worth", text, [(figure, "Points are seeds.")], [table])
-
-
-def _survival_by_layer(run: IRPRun) -> np.ndarray:
-    """``[layers, rounds + 1]``: the fraction of each layer's weights alive before each round and at the end."""
-    rows = []
-    for layer in run.layers:
-        survived = run.rounds_survived[layer.offset : layer.offset + layer.size]
-        rows.append([float((survived >= index).mean()) for index in range(run.num_rounds + 1)])
-    return np.array(rows)
