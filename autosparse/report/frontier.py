@@ -18,7 +18,10 @@ from autosparse.report.style import INK, MUTED, SMALL, MethodStyle, dress, new_f
 
 _MOST_LABEL = 26
 #: Where a name may stand beside its point, in points of text: the first place that covers nothing is taken.
-_PLACES = ((7, 0, "left"), (-7, 0, "right"), (0, 10, "center"), (0, -10, "center"), (7, 9, "left"), (7, -9, "left"))
+_PLACES = (
+    (7, 0, "left"), (-7, 0, "right"), (0, 10, "center"), (0, -10, "center"), (7, 9, "left"), (7, -9, "left"),
+    (-7, 21, "right"), (7, 21, "left"), (-7, -21, "right"), (7, -21, "left"),
+)  # fmt: skip
 #: The same for the frontier, whose line leaves a point to the right: above it first.
 _ABOVE = (_PLACES[4], _PLACES[2], (-7, 9, "right"), *_PLACES)
 _EXPENSIVE = (1, 2, 5)
@@ -142,8 +145,8 @@ def _name_offers(
                 break
             text.remove()
         else:  # no free place: the first one, rather than no name
-            _name(axes, label, spots[label], places[0], styles[label].colour, label in best)
-        taken.append(box)
+            text = _name(axes, label, spots[label], places[0], styles[label].colour, label in best)
+        taken.append(text.get_window_extent(canvas.get_renderer()))
 
 
 def _name(
