@@ -40,14 +40,19 @@ pretrained: install
 	    --trials pretrained/$$name.jsonl --out pretrained/$$name.safetensors --jobs $(JOBS) --force || exit 1; done
 	$(BIN)/python pretrained/guide.py
 
-# The pages of the stored benchmarks, and the figures of docs/study.md that are among theirs.
+# The pages of the stored benchmarks and IRP runs, and the figures of docs/study.md that are among theirs.
 figures: install
-	for cells in docs/results/*.cells.tar.gz; do \
-	    name=$$(basename $$cells .cells.tar.gz); stored=runs/stored/$$name; \
-	    mkdir -p $$stored && tar xzf $$cells -C $$stored || exit 1; \
-	    $(BIN)/autosparse report $$stored --out $$stored.html --figures $$stored-figures --force || exit 1; \
+	mkdir -p runs/stored
+	for stored in docs/results/*.cells.tar.gz docs/results/*.h5; do \
+	    test -e $$stored || continue; \
+	    name=$$(basename $${stored%.cells.tar.gz} .h5); page=runs/stored/$$name; \
+	    case $$stored in \
+	        *.h5) source=$$stored;; \
+	        *) source=$$page; rm -rf $$page; mkdir $$page && tar xzf $$stored -C $$page || exit 1;; \
+	    esac; \
+	    $(BIN)/autosparse report $$source --out $$page.html --figures $$page-figures --force || exit 1; \
 	    for figure in docs/results/$$name/*; do \
-	        if test -e $$figure; then cp $$stored-figures/$$(basename $$figure) $$figure || exit 1; fi; \
+	        if test -e $$figure; then cp $$page-figures/$$(basename $$figure) $$figure || exit 1; fi; \
 	    done; \
 	done
 
