@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from commands import call, error_of
@@ -67,6 +69,19 @@ def test_options_of_benchmarks_are_refused(
     out = tmp_path / "irp.html"
     assert f"{option} is for the folder" in error_of(call(capsys, "report", irp_file, "--out", out, option, value))
     assert not out.exists()
+
+
+def test_a_run_without_settings_is_one_line(irp_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "damaged.h5"
+    path.write_bytes(irp_file.read_bytes())
+    with h5py.File(path, "r+") as file:
+        (run,) = file["runs"].values()
+        settings = json.loads(run.attrs["config"])
+        del settings["train"]
+        run.attrs["config"] = json.dumps(settings)
+    message = error_of(call(capsys, "report", path, "--out", tmp_path / "irp.html"))
+    assert "is incomplete (KeyError('train'))" in message.replace("\n", " ")
+    assert not (tmp_path / "irp.html").exists()
 
 
 def test_a_file_that_is_no_irp_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,7 +158,8 @@ def layer_map_figure(
     alive = table[table > 0]
     low, high = (float(alive.min()) / 1.05, float(alive.max()) * 1.05) if alive.size else (0.01, 1.0)
     height = 2.0 + _ROW * max(len(densities), 7)
-    figure = new_figure(height, title)
+    # Where layers are empty a legend stands beside the title.
+    figure = new_figure(height, title, 48) if any(empty.values()) else new_figure(height, title)
     axes = figure.add_subplot()
     dress(axes, "layer, from input to output", "", grid="")
     image = axes.imshow(
