@@ -15,7 +15,7 @@ from autosparse.bench.results import read_results
 from autosparse.bench.summary import summarise, summary_text
 from autosparse.cli.options import console, help_text
 from autosparse.errors import AutoSparseError
-from autosparse.report.bench_tables import accuracy_table, difference_table, size_table
+from autosparse.report.bench_tables import accuracy_table, difference_table, sanity_table, size_table
 from autosparse.report.tables import Table, latex_table, markdown_table
 
 _LEAST_LABEL = 18  # characters of a label before it wraps
@@ -35,7 +35,7 @@ def show_command(
     latex: Annotated[bool, typer.Option("--latex", help="Print the tables for LaTeX (booktabs).")] = False,
     summary: Annotated[bool, typer.Option("--json", help="Print everything as JSON, to keep beside a text.")] = False,
 ) -> None:
-    """Show the accuracies of a benchmark, and what failed or is missing.
+    """Show the accuracies of a benchmark, its sanity checks, and what failed or is missing.
 
     Mean test accuracy in percent with half the 95 % t-interval, a row a method, best mean rank first.
     """
@@ -65,6 +65,8 @@ def _tables(analysis: Analysis, differences: bool) -> Iterator[tuple[str, Table]
             yield f"{title}: what is left", sizes
         if differences and any(c.ours.setting == setting for c in analysis.comparisons):
             yield f"{title}: differences from {analysis.reference}", difference_table(analysis, setting)
+        if any(c.ours.setting == setting for c in analysis.sanity):
+            yield f"{title}: sanity checks", sanity_table(analysis, setting)
 
 
 def _print(title: str, table: Table) -> None:

@@ -464,6 +464,7 @@ def test_show_command_prints_the_table_and_what_is_not_there(
     assert "21 finished, 1 failed" in result.out
     assert "DivergedError: the loss is nan" in result.out
     assert "differences" not in result.out
+    assert re.search(r"SNIP, shuffle +5 % +51\.00 ± 2\.48 .* −11\.00 ± 2\.48", result.out)
     assert "+4.00 ± 2.48*" in call(capsys, "show", results.folder, "--reference", "SNIP").out
 
 
