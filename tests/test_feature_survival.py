@@ -80,7 +80,9 @@ def test_a_run_without_settings_is_one_line(irp_file: Path, tmp_path: Path, caps
         del settings["train"]
         run.attrs["config"] = json.dumps(settings)
     message = error_of(call(capsys, "report", path, "--out", tmp_path / "irp.html"))
-    assert "is incomplete (KeyError('train'))" in message.replace("\n", " ")
+    assert "damaged.h5 is damaged, truncated or no IRP file (config has no train of type dict)" in message.replace(
+        "\n", " "
+    )
     assert not (tmp_path / "irp.html").exists()
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autosparse.errors import FileFormatError
 from autosparse.features import feature_set
 from autosparse.report.feature_survival import feature_survival_figure
 from autosparse.report.page import Section, render_page
@@ -20,18 +19,12 @@ _REACH = {"global": "with one threshold for the whole network", "layer": "the sa
 
 
 def irp_sections(runs: Sequence[IRPRun]) -> list[Section]:
-    """Two chapters a run: survival by layer, and against the features of the initial weights.
-
-    Raises:
-        FileFormatError: something is missing in a run.
-    """
-    sections = []
-    for run in runs:
-        try:
-            sections += [survival_section(run, f"{run.name}: which weights survive"), _feature_section(run)]
-        except (LookupError, TypeError, ValueError) as error:
-            raise FileFormatError(f"the run {run.name} is incomplete ({error!r}): restore or remake its file") from None
-    return sections
+    """Two chapters a run: survival by layer, and against the features of the initial weights."""
+    return [
+        section
+        for run in runs
+        for section in (survival_section(run, f"{run.name}: which weights survive"), _feature_section(run))
+    ]
 
 
 def irp_page(runs: Sequence[IRPRun], sections: Sequence[Section]) -> str:

@@ -21,6 +21,8 @@ from autosparse.layers import Layer
 
 KIND = "autosparse-irp"
 SCHEMA_VERSION = 1
+_SETTINGS = {"model": str, "rounds": int, "train": dict, "criterion": str, "scope": str}  # of a run, that are used
+_ROUND_COLUMNS = ("round", "density", "train_loss", "val_accuracy")
 WEIGHT_COLUMNS = {"initial_value": np.float32, "initial_gradient": np.float32, "rounds_survived": np.uint16}
 
 
@@ -89,7 +91,12 @@ def read_run(path: Path, name: str) -> IRPRun:
         if name not in runs:
             raise UnknownNameError("IRP run", name, runs)
         group = runs[name]
-        config, table = json.loads(group.attrs["config"]), _checked(group["layers"])
+        config = _with(json.loads(group.attrs["config"]), "config", _SETTINGS)
+        _with(config["train"], "config.train", {"epochs": int})
+        data = _with(json.loads(group.attrs["data"]), "data", {"name": str})
+        table, rounds = _checked(group["layers"]), _checked(group["rounds"])
+        if missing := [column for column in _ROUND_COLUMNS if column not in (rounds.dtype.names or ())]:
+            raise ValueError(f"the table of rounds has no column {missing[0]}")
         layers = [
             Layer(
                 row["name"].decode(),
@@ -116,9 +123,9 @@ def read_run(path: Path, name: str) -> IRPRun:
             name=name,
             config=config,
             provenance=json.loads(group.attrs["provenance"]),
-            data=json.loads(group.attrs["data"]),
+            data=data,
             layers=layers,
-            rounds=_checked(group["rounds"]),
+            rounds=rounds,
             states={
                 state: {key: torch.from_numpy(np.asarray(_checked(value))) for key, value in _tensors(group[state])}
                 for state in ("initial_state", "rewind_state")
@@ -126,6 +133,16 @@ def read_run(path: Path, name: str) -> IRPRun:
             },
             **columns,
         )
+
+
+def _with(found: object, where: str, needed: Mapping[str, type]) -> dict[str, Any]:
+    """A JSON object, if it has the entries that are ``needed``, each of its type."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} is no object")
+    for name, kind in needed.items():
+        if not isinstance(found.get(name), kind):
+            raise ValueError(f"{where} has no {name} of type {kind.__name__}")
+    return found
 
 
 def _checked(dataset: h5py.Dataset) -> Any:
