@@ -38,12 +38,13 @@ def autos(
     memory: float = 0.95,
     parts: int = 10,
     noise: float = 1.0,
+    least: float = 0.5,
 ) -> Scores:
     """Which weights are worth keeping, as a scorer learned on other networks.
 
     Scorers of initial features (``paper``, ``scale-free``) see each weight once, and scores are their logits: the order
     of the predicted survivals in iterative rewind pruning, without the ties that a float32 sigmoid makes near 1.
-    ``parts`` and ``noise`` are not for them.
+    ``parts``, ``noise`` and ``least`` are not for them.
 
     Scorers of the feature sets ``state`` and ``flow`` see what is left again and again, and scores count the prunings
     that a weight survived. Without ``steps`` the network is pruned at its initial weights, in rounds of draws
@@ -58,6 +59,8 @@ def autos(
         parts: rounds without ``steps``; each has its part of the images.
         noise: scale of the Gumbel noise without ``steps``: with 1 logits are logarithms of odds, with 0 the highest
             stay.
+        least: of the mean layer's weights, kept without ``steps`` in every layer that all must pass through, if that
+            is no more than one for each of its output channels.
 
     Raises:
         AutoSparseError: an option out of range, or ``steps`` for a scorer that knows initial weights only.
@@ -72,7 +75,8 @@ def autos(
         return logits(scorer, layers_of(model), prunable(model), measure_gradients())
     if steps == 0:
         return drawn(
-            "autos", scorer, model, batches, loss_fn, keep, counts, masks, generator, example, parts=parts, noise=noise
+            "autos", scorer, model, batches, loss_fn, keep, counts, masks, generator, example,
+            parts=parts, noise=noise, least=least,
         )  # fmt: skip
 
     bypass = bypass_for(scorer.feature_set, model, example)

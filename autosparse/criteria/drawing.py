@@ -24,6 +24,7 @@ from autosparse.scorer.network import Scorer
 from autosparse.triggers.init import AtInit
 
 _FEWEST = 8  # images of a round: batch norm needs several
+_NOTHING = 1e-6  # of the flow passes by a layer of a chain, up to rounding
 
 
 def drawn(
@@ -40,6 +41,7 @@ def drawn(
     *,
     parts: int,
     noise: float,
+    least: float,
 ) -> Scores:
     """How many prunings each weight survives in a copy that is pruned in rounds, by a scorer and by chance.
 
@@ -57,6 +59,9 @@ def drawn(
         parts: rounds; fewer where there are not eight images for each. The density falls along an exponential, and what
             the last round says is the score of what is left.
         noise: scale of the Gumbel noise; with 0 the scorer alone decides.
+        least: of the mean layer's weights. No round leaves a layer that everything must pass through with fewer, as far
+            as one weight for each of its output channels goes: nothing makes up for a block of a deep chain that
+            unlucky draws have all but closed. Needs a scorer that sees shortcuts; has no say under a budget of layers.
 
     Raises:
         AutoSparseError: a value out of range, no images, or a loss that is not finite.
@@ -65,9 +70,11 @@ def drawn(
         raise AutoSparseError(f"{owner} has parts {parts}: give 1 or more")
     if not 0 <= noise < math.inf:
         raise AutoSparseError(f"{owner} has noise {noise}: give 0 or more")
+    if not 0 <= least <= 1:
+        raise AutoSparseError(f"{owner} has least {least}: give a number between 0 and 1")
     network = copy.deepcopy(model)
     bypass = bypass_for(scorer.feature_set, network, example)
-    rest = _Rest(network, masks, counts, keep, bypass)
+    rest = _Rest(network, masks, counts, keep, bypass, least)
     if noise:
         rest.draw(noise, generator)
     scores = [torch.zeros(layer.size, device=rest.device) for layer in rest.layers]
@@ -76,13 +83,14 @@ def drawn(
     first = rest.count
     for index, images in enumerate(portions):
         said = squeezed(rest.logits(scorer, mean_gradient(network, images, loss_fn)))
+        kept = rest.chosen(said, max(keep, round(first * way[index])))
         for score, values, places in zip(scores, said, rest.places, strict=True):
             if places is None:
                 torch.add(values, index, out=score)
             else:
                 score.index_copy_(0, places.long(), values + index)
         if index < len(portions) - 1:
-            rest.prune(said, max(keep, round(first * way[index])))
+            rest.prune(kept)
     return {layer.name: score.reshape(layer.shape) for layer, score in zip(rest.layers, scores, strict=True)}
 
 
@@ -101,6 +109,7 @@ class _Rest:
         counts: Mapping[str, int] | None,
         keep: int,
         bypass: Mapping[str, float] | None,
+        least: float,
     ) -> None:
         self.layers = layers_of(network)
         self._parameters = [prunable(network)[layer.name] for layer in self.layers]
@@ -111,6 +120,10 @@ class _Rest:
             for parameter, places in zip(self._parameters, self.places, strict=True)
         ]
         self._bypass = bypass
+        self._wanted = [
+            layer.shape[0] if bypass is not None and bypass[layer.name] < _NOTHING else 0 for layer in self.layers
+        ]
+        self._least = least
         self._luck: list[Tensor] | None = None
         budget = budget_of(counts, self.layers, keep)
         self._allocate = None if isinstance(budget, str) else budget
@@ -156,13 +169,31 @@ class _Rest:
         return found
 
     @torch.no_grad()
-    def prune(self, said: Sequence[Tensor], keep: int) -> None:
-        """Keep the ``keep`` weights of the highest scores, under the budget."""
-        if self._allocate is None:
-            kept = list(top_k(torch.cat(list(said)), keep).split(self.counts))
-        else:
+    def chosen(self, said: Sequence[Tensor], keep: int) -> list[Tensor]:
+        """Which ``keep`` weights of what is left stay: those of the highest scores, under the budget.
+
+        Of layers that would be left with too few the best scores, in [0, 1/2], are raised by 1/2, above all others.
+        """
+        if self._allocate is not None:
             counts = allocated(self.layers, keep, self._allocate, self.counts)
-            kept = [top_k(values, count) for values, count in zip(said, counts, strict=True)]
+            return [top_k(values, count) for values, count in zip(said, counts, strict=True)]
+        most = int(self._least * keep / len(self.layers))
+        floors = [min(most, wanted, count) for wanted, count in zip(self._wanted, self.counts, strict=True)]
+        while True:
+            kept = top_k(torch.cat(list(said)), keep).split(self.counts)
+            short = [
+                at
+                for at, (mask, least) in enumerate(zip(kept, floors, strict=True))
+                if least and int(mask.count_nonzero()) < least
+            ]
+            if not short:
+                return list(kept)
+            for at in short:
+                said[at].add_(top_k(said[at], floors[at]), alpha=0.5)
+
+    @torch.no_grad()
+    def prune(self, kept: Sequence[Tensor]) -> None:
+        """Keep what masks over what is left say."""
         for at, (layer, parameter, here) in enumerate(zip(self.layers, self._parameters, kept, strict=True)):
             index = _index(here, layer.size)
             before = self.places[at]

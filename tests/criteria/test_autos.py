@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -56,16 +56,20 @@ def test_scores_do_not_depend_on_how_images_are_grouped(chain: Net, scorer: Scor
     assert all(torch.allclose(whole[name], pieces[name], atol=1e-4) for name in whole)
 
 
-def state_scorer(**slopes: float) -> Scorer:
-    """Logits are the sum of ``slopes`` times ``state`` features."""
-    scorer = Scorer("state", "linear")
+def linear_scorer(features: str, slopes: Mapping[str, float]) -> Scorer:
+    """Logits are the sum of ``slopes`` times features of the set ``features``."""
+    scorer = Scorer(features, "linear")
     with torch.no_grad():
         assert isinstance(scorer.network, Linear)
         scorer.network.first.weight.zero_()
         scorer.network.first.bias.zero_()
         for name, slope in slopes.items():
-            scorer.network.first.weight[0, feature_set("state").names.index(name)] = slope
+            scorer.network.first.weight[0, feature_set(features).names.index(name)] = slope
     return scorer.eval()
+
+
+def state_scorer(**slopes: float) -> Scorer:
+    return linear_scorer("state", slopes)
 
 
 def images() -> list[tuple[Tensor, Tensor]]:
@@ -187,6 +191,33 @@ def test_a_weight_is_drawn_with_the_odds_that_the_scorer_gives_it() -> None:
     assert 260 <= ahead <= 340  # 300 expected, standard deviation 8.7
 
 
+def test_no_layer_that_all_must_pass_is_left_nearly_empty() -> None:
+    """The scorer likes short rows, of one and of three weights: of 40 weights it keeps 28, and none of the middle's."""
+
+    class Net(nn.Module):
+        def __init__(self, shortcut: bool) -> None:
+            super().__init__()
+            self.first, self.middle, self.last = nn.Linear(1, 4), nn.Linear(4, 3), nn.Linear(3, 8)
+            self.shortcut = shortcut
+
+        def forward(self, x: Tensor) -> Tensor:
+            middle = self.middle(self.first(x))
+            return self.last(middle + x if self.shortcut else middle)
+
+    def kept_in_the_middle(shortcut: bool, **options: float) -> int:
+        scores = score(
+            "autos", Net(shortcut), batches=[(torch.ones(16, 1), torch.arange(16) % 8)], loss_fn=F.cross_entropy,
+            scorer=scorer, keep=28, generator=torch.Generator(), options={"parts": 2, "noise": 0.0, **options},
+        )  # fmt: skip
+        return int(select(scores, layers_of(Net(shortcut)), 28)["middle.weight"].sum())
+
+    scorer = linear_scorer("flow", {"log fan-in": -10.0})
+    assert kept_in_the_middle(False, least=0.0) == 0
+    assert kept_in_the_middle(False, least=0.25) == 2  # a quarter of 28 / 3
+    assert kept_in_the_middle(False, least=1.0) == 3  # one for each output channel
+    assert kept_in_the_middle(True, least=1.0) == 0  # there is a way around it
+
+
 def test_parts_divide_the_images_evenly() -> None:
     batches = [(torch.arange(10.0)[:, None], torch.arange(10)), (torch.arange(10.0, 35)[:, None], torch.arange(10, 35))]
     portions = dealt(batches, 3)
@@ -196,7 +227,7 @@ def test_parts_divide_the_images_evenly() -> None:
     assert len(dealt(batches, 100)) == 4  # eight images at least
 
 
-@pytest.mark.parametrize(("option", "value"), [("parts", 0), ("noise", -1.0)])
+@pytest.mark.parametrize(("option", "value"), [("parts", 0), ("noise", -1.0), ("least", 1.5)])
 def test_options_of_draws_out_of_range_are_named(option: str, value: float) -> None:
     with pytest.raises(AutoSparseError, match=f"autos has {option} {value}: give"):
         pruned_by("autos", state_scorer(), **{option: value})
