@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from autosparse.training.precision import processor_has_bf16
+
 _PACKAGES = ("autosparse", "torch", "torchvision", "accelerate", "numpy", "h5py")
 
 
@@ -53,5 +55,6 @@ def provenance() -> dict[str, Any]:
         "source_revision": source_revision(),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
+        "processor_bf16": processor_has_bf16(),  # decides what "auto" precision is
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
     }

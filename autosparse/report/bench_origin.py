@@ -88,9 +88,11 @@ def _facts(setting: Setting) -> dict[str, Any]:
 
 
 def machine(cell: Cell) -> str:
-    """The accelerator, or the processor with its threads."""
+    """The accelerator, or the processor with its threads and, where known, whether it has bfloat16."""
     known = {name: cell.provenance.get(name) or "unknown" for name in ("machine", "threads")}
-    return str(cell.provenance.get("gpu") or f"{known['machine']}, threads: {known['threads']}")
+    native = cell.provenance.get("processor_bf16")
+    bf16 = "" if native is None else " with bf16" if native else " without bf16"
+    return str(cell.provenance.get("gpu") or f"{known['machine']}{bf16}, threads: {known['threads']}")
 
 
 def _dates(analysis: Analysis) -> str:

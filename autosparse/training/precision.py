@@ -15,10 +15,14 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-        return "bf16" if native else "fp32"
+        return "bf16" if processor_has_bf16() else "fp32"
     return "fp32"
+
+
+def processor_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 natively."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

@@ -22,6 +22,7 @@ from autosparse.bench.analysis import Analysis, analyse
 from autosparse.bench.results import Results, read_results
 from autosparse.bench.summary import read_summary, summarise, summary_tables, summary_text
 from autosparse.errors import AutoSparseError, FileFormatError
+from autosparse.report.bench_origin import machine
 from autosparse.report.bench_tables import (
     accuracy_table,
     collapse_table,
@@ -342,6 +343,22 @@ def test_page_needs_nothing_from_outside(page: str) -> None:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src &#39;sha256-{digest}&#39;" in page or f"script-src 'sha256-{digest}'" in page
     assert "fetch(" not in script
+
+
+@pytest.mark.parametrize(
+    ("facts", "text"),
+    [
+        ({"gpu": ""}, "x86_64, threads: 1"),
+        ({"gpu": "", "processor_bf16": True}, "x86_64 with bf16, threads: 1"),
+        ({"gpu": "", "processor_bf16": False}, "x86_64 without bf16, threads: 1"),
+        ({"processor_bf16": True}, "NVIDIA H200"),
+    ],
+)
+def test_processors_that_train_in_another_precision_are_told_apart(
+    analysis: Analysis, facts: dict[str, Any], text: str
+) -> None:
+    cell = analysis.results.cells[0]
+    assert machine(replace(cell, provenance={**cell.provenance, **facts})) == text
 
 
 def test_tables_can_be_copied_as_markdown_and_latex(page: str, analysis: Analysis) -> None:
