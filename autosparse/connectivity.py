@@ -44,6 +44,8 @@ def _flow(model: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """The summed output of the flow network. ``x [N, ...]`` is positive and float64."""
     state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
+        if name in weights:
+            continue
         is_bias = name.rpartition(".")[2].endswith("bias")
         state[name] = torch.full_like(parameter, 0.0 if is_bias else 1.0, dtype=torch.float64)
     for name, buffer in model.named_buffers():

@@ -297,15 +297,18 @@ class FeaturesOfRest:
         self._weights, self._gradients, self._places = weights, gradients, places
         self._total = total_weights(layers)
         self._left = sum(len(weights[layer.name]) for layer in layers)
-        self._weight_rms = _rms(weights, layers, self._left)
-        self._gradient_rms = _rms(gradients, layers, self._left)
+        self._norms = {layer.name: (_norm(weights[layer.name]), _norm(gradients[layer.name])) for layer in layers}
+        self._weight_rms, self._gradient_rms = (
+            math.sqrt(sum(norm**2 for norm in norms) / max(1, self._left))
+            for norms in zip(*self._norms.values(), strict=True)
+        )
 
     @torch.no_grad()
     def layer(self, layer: Layer) -> LayerFeatures:
         """Of shape ``(n,)``: as if each weight were an output channel of its own."""
         weight, gradient = self._weights[layer.name], self._gradients[layer.name]
         left = len(weight)
-        scales = [float(torch.linalg.vector_norm(values)) / math.sqrt(max(1, left)) for values in (weight, gradient)]
+        scales = [norm / math.sqrt(max(1, left)) for norm in self._norms[layer.name]]
         gradient_unit = _gradient_unit(self._name, scales[1], self._gradient_rms)
         context = [
             *_layer_context(layer, self._count, self._total, scales[1], gradient_unit),
@@ -397,8 +400,11 @@ def _checked(name: str, bypass: Mapping[str, float] | None) -> Mapping[str, floa
 
 def _rms(tensors: Mapping[str, Tensor], layers: Sequence[Layer], count: int) -> float:
     """The root mean square of all values of ``tensors``, ``count`` of which can be other than zero."""
-    norms = (float(torch.linalg.vector_norm(tensors[layer.name].detach().float())) for layer in layers)
-    return math.sqrt(sum(norm**2 for norm in norms) / max(1, count))
+    return math.sqrt(sum(_norm(tensors[layer.name].detach().float()) ** 2 for layer in layers) / max(1, count))
+
+
+def _norm(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values))
 
 
 def _log_share(value: float, whole: float) -> float:

@@ -69,10 +69,11 @@ def _kth_largest(values: Tensor, k: int) -> Tensor:
     if values.numel() > 2 * _SAMPLE:
         # Scattered: a stride would fall in step with kernels and channels.
         places = torch.arange(_SAMPLE, device=values.device) * _SCATTER % values.numel()
-        sample = values[places].sort(descending=True).values
-        place = len(sample) * k / values.numel()
+        sample = values[places]
+        place = _SAMPLE * k / values.numel()
         slack = 4 * math.sqrt(place) + 16
-        high, low = sample[max(0, int(place - slack))], sample[min(len(sample) - 1, int(place + slack))]
+        ranks = (max(0, int(place - slack)), min(_SAMPLE - 1, int(place + slack)))  # from the largest
+        high, low = (sample.kthvalue(_SAMPLE - rank).values for rank in ranks)
         above = int((values > high).count_nonzero())
         between = values[places_of((values <= high) & (values >= low))]
         if above < k <= above + len(between):
@@ -120,7 +121,10 @@ def select(
     capacity = [layer.size for layer in layers]
     if within is not None:
         capacity = [int(within[layer.name].count_nonzero()) for layer in layers]
-        flat = {name: _fill(values, ~within[name], -math.inf) for name, values in flat.items()}
+        flat = {
+            layer.name: values if room == layer.size else _fill(values, ~within[layer.name], -math.inf)
+            for layer, room, values in zip(layers, capacity, flat.values(), strict=True)
+        }
     if keep > sum(capacity):
         raise BudgetError(f"cannot keep {keep} weights out of {sum(capacity)}")
     least = [min(a, b) for a, b in zip(floors(layers, min_layer_density, keep), capacity, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -50,24 +50,30 @@ def mean_gradient(model: nn.Module, batches: Batches, loss_fn: LossFn) -> dict[s
     """
     weights = prunable(model)
     device = next(iter(weights.values())).device
-    total: dict[str, Tensor] = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    images = 0
+    found: Sequence[Tensor] = ()  # of one batch its gradient, the mean already; of more the sum over images
+    images = index = 0
     with untouched(model):
         model.train()
         for weight in weights.values():
             weight.requires_grad_(True)
-        for x, y in batches:
+        for index, (x, y) in enumerate(batches):
             loss = loss_fn(model(x.to(device)), y.to(device))
-            grads = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            grads = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
             if not bool(loss.isfinite()):
                 raise AutoSparseError(
                     f"the loss is {loss.item()} at initialisation, batch of images {images}..{images + len(x)}: "
                     f"check the data and the initialisation of {type(model).__name__}"
                 )
-            images += len(x)
-            for accumulated, grad in zip(total.values(), grads, strict=True):
-                if grad is not None:
+            if index == 0:
+                found = grads
+            elif index == 1:
+                found = [grad * images for grad in found]
+            if index > 0:
+                for accumulated, grad in zip(found, grads, strict=True):
                     accumulated.add_(grad, alpha=len(x))
+            images += len(x)
     if images == 0:
         raise AutoSparseError("no batch of images was given: pass data=, any iterable of (images, labels) batches")
-    return {name: accumulated.div_(images) for name, accumulated in total.items()}
+    if index > 0:
+        found = [accumulated.div_(images) for accumulated in found]
+    return dict(zip(weights, found, strict=True))
