@@ -58,9 +58,11 @@ def top_k(values: Tensor, k: int) -> Tensor:
     if k >= values.numel():
         return torch.ones_like(values, dtype=torch.bool)
     threshold = _kth_largest(values, k)
-    kept = values > threshold
-    missing = k - int(kept.count_nonzero())
-    kept[places_of(values == threshold)[:missing]] = True
+    kept = values >= threshold
+    excess = int(kept.count_nonzero()) - k
+    if excess:
+        tied = places_of(values == threshold)
+        kept[tied[len(tied) - excess :]] = False
     return kept
 
 

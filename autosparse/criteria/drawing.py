@@ -202,8 +202,11 @@ class _Rest:
             self._weights[at] = self._weights[at].index_select(0, index)
             if self._luck is not None:
                 self._luck[at] = self._luck[at].index_select(0, index)
-            dense = torch.zeros(layer.size, device=self.device).index_copy_(0, places.long(), self._weights[at])
-            parameter.copy_(dense.view(layer.shape))  # a view of it would depend on its memory format
+            direct = parameter.is_contiguous() and parameter.dtype == torch.float32  # else a view has another order
+            dense = parameter.view(-1) if direct else torch.empty(layer.size, device=self.device)
+            dense.zero_().index_copy_(0, places.long(), self._weights[at])
+            if not direct:
+                parameter.copy_(dense.view(layer.shape))
 
 
 def _index(mask: Tensor, size: int) -> Tensor:
