@@ -23,9 +23,10 @@ pytestmark = pytest.mark.slow
 def test_a_scorer_of_a_tiny_irp_file_ranks_a_held_out_run_better_than_magnitude_and_snip(tmp_path: Path) -> None:
     runs, scorer = tmp_path / "irp.h5", tmp_path / "scorer.safetensors"
     for seed in (1, 2):
-        generate = ["generate", "--model", "resnet20", "--model-arg", "width=0.25", "--dataset", "digits", "--rounds",
-                    "4", "--final-density", "0.1", "--epochs", "3", "--lr", "0.5", "--batch-size", "64",
-                    "--score-images", "256", "--seed", str(seed), "--device", "cpu", "--out", str(runs)]  # fmt: skip
+        generate = ["generate", "--model", "resnet20", "--model-arg", "width=0.25", "--dataset", "digits",
+                    "--image-size", "16", "--rounds", "4", "--final-density", "0.1", "--epochs", "3", "--lr", "0.5",
+                    "--batch-size", "64", "--score-images", "256", "--seed", str(seed), "--device", "cpu",
+                    "--out", str(runs)]  # fmt: skip
         assert main(generate + ["--append"] * (seed > 1)) == 0
     assert main(["train-scorer", str(runs), "--holdout", "run", "--out", str(scorer)]) == 0
     held_out = json.loads(scorer.with_suffix(".json").read_text())["held_out"]
@@ -46,9 +47,9 @@ def accuracy(method: str, network: tuple[str, float, float], data: ImageData, se
 
 def test_the_default_scorer_prunes_networks_it_never_saw_better_than_chance() -> None:
     data = load_data("digits", image_size=16)
-    networks = [("vgg16", 0.25, 0.01), ("wrn-16-2", 0.5, 0.02)]
+    networks = [("vgg16", 0.25, 0.01), ("wrn-16-2", 0.5, 0.01)]
     by_scorer, by_chance = (
-        [accuracy(method, network, data, seed) for network in networks for seed in (1, 2, 3)]
+        [accuracy(method, network, data, seed) for network in networks for seed in (1, 2)]
         for method in ("autos", "random")
     )
     assert np.mean(by_scorer) > np.mean(by_chance)
