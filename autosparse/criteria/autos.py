@@ -53,7 +53,8 @@ def autos(
     and what is left, and the lowest logits go.
 
     Args:
-        steps: batches of the training; more buy a better mask.
+        steps: batches of the training; more buy a better mask. A hundred are worth less than none on residual
+            networks (docs/study.md, Steps).
         updates, until, lr: as in :class:`~autosparse.criteria.short_training.ShortTraining`.
         memory: decay a step of the moving average of squared gradients.
         parts: rounds without ``steps``; each has its part of the images.
