@@ -318,6 +318,13 @@ def test_fashion_mnist_from_idx_files_is_framed_to_32(tmp_path: Path) -> None:
     assert load_data("fashion-mnist", data_dir=tmp_path, image_size=16, download=False).image_size == 16
 
 
+@pytest.mark.skipif(not sources._DEBIAN_FASHION.is_dir(), reason="the package dataset-fashion-mnist is not installed")
+def test_fashion_mnist_of_the_debian_package_is_found(tmp_path: Path) -> None:
+    data = load_data("fashion-mnist", data_dir=tmp_path, download=False)
+    assert (len(data.train) + len(data.val), len(data.test)) == (60_000, 10_000)
+    assert not any(tmp_path.iterdir())
+
+
 def test_fashion_mnist_whose_labels_do_not_fit(tmp_path: Path) -> None:
     write_fashion(tmp_path)
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.zeros(39, dtype=np.uint8))

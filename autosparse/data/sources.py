@@ -20,7 +20,7 @@ SOURCES: Registry[Callable[[Path, int | None, bool], Source]] = Registry(
     "data set", hint="your own images: imagefolder:PATH"
 )
 
-_DEBIAN_FASHION = Path("/usr/share/dataset-fashion-mnist")  # the Debian package dataset-fashion-mnist
+_DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # the Debian package dataset-fashion-mnist
 
 
 @SOURCES.register("digits")
