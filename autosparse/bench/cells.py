@@ -17,8 +17,10 @@ from autosparse.arguments import parse_arguments
 from autosparse.bench.grid import CHANNEL_MEASURES, DENSE, Grid, MethodEntry
 from autosparse.bench.setting import WEIGHTS
 from autosparse.channels.widths import ROUND_TO
+from autosparse.criteria import CRITERIA
 from autosparse.errors import AutoSparseError
 from autosparse.granularity import parse_granularity
+from autosparse.recipes import recipe_of
 from autosparse.scorer.choosing import default_scorer
 from autosparse.training import TrainConfig
 
@@ -114,6 +116,7 @@ class Cell:
         """What determines the result, JSON-able: the same images or scorer in another place are the same fact."""
         found = {**self.as_dict(), "cell_version": CELL_VERSION}
         del found["label"]
+        found["options"] = {**self._split(), **self.options}
         if self.dataset.startswith(_FOLDER):
             found["dataset"] = _FOLDER + Path(self.dataset.removeprefix(_FOLDER)).name
         if self.scorer is not None and (self.scorer.endswith(".safetensors") or "/" in self.scorer):
@@ -121,6 +124,14 @@ class Cell:
         if self.scorer is None:
             found["scorer"] = self._default_scorer()
         return found
+
+    def _split(self) -> dict[str, Any]:
+        """The default of that option where a copy is trained: in cells from before it existed batches were whole."""
+        if self.is_dense or self.removes_channels:
+            return {}
+        options = {**CRITERIA.get(recipe_of(self.method).criterion).options, **self.options}
+        trains = "split" in options and (options["steps"] or "steps" in self.choose)
+        return {"split": options["split"]} if trains else {}
 
     def _default_scorer(self) -> str | None:
         """The one that this release would take."""

@@ -32,6 +32,7 @@ def autos(
     example: Tensor,
     *,
     steps: int = 0,
+    split: int = 4,
     updates: int = 50,
     until: float = 0.8,
     lr: float = 0.1,
@@ -55,8 +56,8 @@ def autos(
     Args:
         steps: batches of the training; more buy a better mask. A hundred are worth less than none on residual
             networks (docs/study.md, Steps).
-        updates, until, lr: as in :class:`~autosparse.criteria.short_training.ShortTraining`.
-        memory: decay a step of the moving average of squared gradients.
+        split, updates, until, lr: as in :class:`~autosparse.criteria.short_training.ShortTraining`.
+        memory: decay a batch of the moving average of squared gradients.
         parts: rounds without ``steps``; each has its part of the images.
         noise: scale of the Gumbel noise without ``steps``: with 1 logits are logarithms of odds, with 0 the highest
             stay.
@@ -86,7 +87,7 @@ def autos(
         return logits(scorer, moment.layers, moment.weights, moment.gradients, moment.masks, bypass)
 
     training = ShortTraining(
-        "autos", steps, updates, until, lr, momentum=0.9, weight_decay=5e-4, same_sign=True, memory=memory
+        "autos", steps, split, updates, until, lr, momentum=0.9, weight_decay=5e-4, same_sign=True, memory=memory
     )
     return survival(training, rule, model, stream, loss_fn, keep, counts, masks, generator)
 

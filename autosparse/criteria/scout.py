@@ -22,6 +22,7 @@ def scout(
     generator: torch.Generator,
     *,
     steps: int = 500,
+    split: int = 4,
     updates: int = 50,
     until: float = 0.8,
     lr: float = 0.1,
@@ -42,7 +43,7 @@ def scout(
     Raises:
         AutoSparseError: an option out of range. DivergedError: a loss is not finite.
     """
-    training = ShortTraining("scout", steps, updates, until, lr, momentum, weight_decay, same_sign)
+    training = ShortTraining("scout", steps, split, updates, until, lr, momentum, weight_decay, same_sign)
     return survival(training, _magnitudes, model, stream, loss_fn, keep, counts, masks, generator)
 
 

@@ -23,6 +23,7 @@ from autosparse.triggers.init import AtInit
 
 _WARM_UP = 0.2  # of the steps, in which the learning rate rises; it falls along half a cosine after them
 _LEAST = 0.02  # of the peak learning rate
+_FEWEST = 8  # images of a step: batch norm needs several
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,16 @@ class ShortTraining:
     Args:
         owner: the criterion, for messages.
         steps: batches of the training; with 0 the copy is scored as it is.
-        updates: prunings on the way.
+        split: steps of SGD that a batch is divided among, as far as there are eight images for each. From as many
+            images a copy learns more in smaller steps, at the price of some speed.
+        updates: prunings on the way, each after a batch.
         until: share of the steps after which the final density is reached.
-        lr: peak learning rate of SGD with Nesterov momentum. It rises for a fifth of the steps and then falls along
+        lr: peak learning rate of SGD with Nesterov momentum. It rises for a fifth of the batches and then falls along
             half a cosine.
         momentum, weight_decay: of SGD.
         same_sign: a weight that crosses zero is put back to zero. What survives is then large with the sign that it
             starts from.
-        memory: decay a step of the gradients' moving average; ``None`` when no rule looks at it.
+        memory: decay a batch of the gradients' moving average; ``None`` when no rule looks at it.
 
     Raises:
         AutoSparseError: a value out of range.
@@ -67,6 +70,7 @@ class ShortTraining:
 
     owner: str
     steps: int
+    split: int
     updates: int
     until: float
     lr: float
@@ -78,6 +82,7 @@ class ShortTraining:
     def __post_init__(self) -> None:
         ranges = {
             "steps": (self.steps >= 0, "0 or more"),
+            "split": (self.split >= 1, "1 or more"),
             "updates": (self.updates >= 1, "1 or more"),
             "until": (0 < self.until <= 1, "a share in (0, 1]"),
             "lr": (0 < self.lr < math.inf, "a positive number"),
@@ -89,14 +94,19 @@ class ShortTraining:
             if not fits:
                 raise AutoSparseError(f"{self.owner} has {name} {getattr(self, name)}: give {wanted}")
 
-    def rate(self, step: int) -> float:
-        """The learning rate at ``step`` (from 0)."""
+    def pieces(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """A batch, divided among its steps of SGD."""
+        count = max(1, min(self.split, len(x) // _FEWEST))
+        return list(zip(x.tensor_split(count), y.tensor_split(count), strict=True))
+
+    def rate(self, step: float) -> float:
+        """The learning rate when ``step`` batches are done, half of one included."""
         x = step / self.steps
         falling = 0.5 * (1 + math.cos(math.pi * (x - _WARM_UP) / (1 - _WARM_UP)))
         return self.lr * max(_LEAST, x / _WARM_UP if x < _WARM_UP else falling)
 
     def path(self, first: int, last: int) -> dict[int, int]:
-        """Step -> how many weights are left after it, on an exponential from ``first`` to ``last``."""
+        """Batch (from 1) -> how many weights are left after it, on an exponential from ``first`` to ``last``."""
         updates = max(1, min(self.updates, round(self.until * self.steps)))
         return {
             max(1, round(index * self.until * self.steps / updates)): max(last, round(first * share))
@@ -143,17 +153,19 @@ def survival(
         signs = {name: weight.detach().sign() for name, weight in weights.items()} if training.same_sign else {}
         handle = masks.hold(network, optimizer)
         # The steps come first: an endless stream would be asked for a batch that nobody takes.
-        for step, (x, y) in zip(range(1, training.steps + 1), stream(), strict=False):
-            with autocast(precision, device):
-                output = network(x.to(device))
-            loss = loss_fn(output.float(), y.to(device))
-            for group in optimizer.param_groups:
-                group["lr"] = training.rate(step - 1)
-            optimizer.zero_grad()
-            loss.backward()
-            recent.add()
-            optimizer.step()
-            _put_back(weights, signs)
+        for step, batch in zip(range(1, training.steps + 1), stream(), strict=False):
+            pieces = training.pieces(*batch)
+            for index, (x, y) in enumerate(pieces):
+                with autocast(precision, device):
+                    output = network(x.to(device))
+                loss = loss_fn(output.float(), y.to(device))
+                for group in optimizer.param_groups:
+                    group["lr"] = training.rate(step - 1 + index / len(pieces))
+                optimizer.zero_grad()
+                loss.backward()
+                recent.add(1 / len(pieces))
+                optimizer.step()
+                _put_back(weights, signs)
             if step not in due and step != training.steps:
                 continue
             if not bool(loss.detach().isfinite()):
@@ -200,14 +212,16 @@ class _Recent:
         self._unseen = 1.0  # weight of the zeros that the average began with
 
     @torch.no_grad()
-    def add(self) -> None:
+    def add(self, batches: float) -> None:
+        """Take in what was found on so much of a batch."""
         if self._memory is None:
             return
-        self._unseen *= self._memory
+        decay = self._memory**batches
+        self._unseen *= decay
         for name, square in self._squares.items():
             gradient = self._weights[name].grad
             if gradient is not None:
-                square.mul_(self._memory).addcmul_(gradient, gradient, value=1 - self._memory)
+                square.mul_(decay).addcmul_(gradient, gradient, value=1 - decay)
 
     def values(self) -> Scores:
         return {name: (square / max(1 - self._unseen, 1e-12)).sqrt() for name, square in self._squares.items()}

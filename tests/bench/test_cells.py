@@ -13,6 +13,7 @@ import pytest
 from autosparse.arguments import parse_arguments
 from autosparse.bench import Cell, Grid, cells_of
 from autosparse.budget.selection import density_of
+from autosparse.criteria import CRITERIA
 from autosparse.errors import AutoSparseError
 from autosparse.scorer.store import DEFAULT_SCORERS
 from autosparse.training import TrainConfig
@@ -247,6 +248,19 @@ def test_the_default_scorer_is_part_of_a_cell_that_takes_one(monkeypatch: pytest
     before = [cell.hash for cell in cells()]
     monkeypatch.setitem(DEFAULT_SCORERS, "weights", "another")
     assert [cell.hash == old for cell, old in zip(cells(), before, strict=True)] == [True, False, True, False, True]
+
+
+def test_how_batches_are_divided_is_part_of_a_cell_that_trains_a_copy() -> None:
+    def options(method: str, given: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        return replace(CELL, method=method, options=given, budget=None, sanity=None, **changes).facts["options"]
+
+    split = CRITERIA.get("scout").options["split"]
+    assert options("autos", {}) == options("snip", {}) == {}
+    assert options("cts", {"steps": 9}) == {"steps": 9}
+    assert options("autos", {"steps": 9}) == {"steps": 9, "split": split}
+    assert options("autos", {"steps": 9, "split": 1}) == {"steps": 9, "split": 1}
+    assert options("autos", {}, choose={"steps": [0, 9]}) == {"split": split}
+    assert options("scout", {}) == {"split": split}
 
 
 def test_a_plan_names_the_default_scorer_for_good(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,24 @@ def test_a_weight_that_crosses_zero_is_put_back_to_zero() -> None:
     assert free == pytest.approx([1 + 0.5 * 0.7 / 1.2, 0.5 * 0.5 / 1.2, 1.5])  # -0.7, 0.5 and -1.2
 
 
+def test_a_batch_is_divided_among_steps_of_eight_images_or_more() -> None:
+    def moved(images: int, split: int) -> float:
+        """How far a weight of 9 went down, told from what is said of it beside one of 10 without a gradient."""
+        found = score(
+            "scout", line(9.0, 10.0), batches=[(torch.tensor([1.0, 0.0]).expand(images, 2), torch.ones(images, 1))],
+            loss_fn=lambda output, target: (output * target).mean(), keep=1,
+            generator=torch.Generator().manual_seed(0), options={**PLAIN, "steps": 1, "lr": 1.0, "split": split},
+        )  # fmt: skip
+        return 9.0 - 20.0 * found["0.weight"].flatten().tolist()[0]
+
+    # Rates at the beginning of the batch and in the middle of it: 0.02, and half a cosine at (0.5 - 0.2) / 0.8.
+    first, second = 0.02, 0.5 * (1 + math.cos(math.pi * 0.375))
+    assert moved(16, 1) == pytest.approx(first, abs=1e-5)
+    assert moved(16, 2) == pytest.approx(first + second, abs=1e-5)
+    assert moved(16, 3) == pytest.approx(first + second, abs=1e-5)
+    assert moved(15, 2) == pytest.approx(first, abs=1e-5)
+
+
 def test_a_weight_that_begins_at_zero_is_free() -> None:
     assert scores_of(line(0.0, 0.5), 1, steps=1, lr=50.0) == pytest.approx([1.5, 0.0])
 
@@ -156,6 +174,7 @@ def test_what_cannot_be_is_told_in_a_line() -> None:
     for name, value in {
         "until": 1.5,
         "steps": -1,
+        "split": 0,
         "updates": 0,
         "lr": 0.0,
         "momentum": 1.0,
