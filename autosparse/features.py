@@ -21,9 +21,6 @@ Feature sets:
     [0, 1] (:func:`autosparse.connectivity.passing_by`): a layer that all must pass may not become too thin. The outputs
     of the last layer are the network's own: their shares count as one, for classes do not compete as channels do.
     A layer's gradients count as at most :data:`GRADIENT_REACH` times larger or smaller than the network's.
-``course``
-    ``state``, and how much larger a weight has become in the course of a training: log|w/w_0|, 0 at initialisation.
-    In a short training most of what a weight is was there by chance before; what it has gained is what was learned.
 """
 
 from __future__ import annotations
@@ -88,11 +85,10 @@ FEATURE_SETS: dict[str, FeatureSet] = {
     ),
     "state": _STATE,
     "flow": replace(_STATE, layer=(*_STATE.layer, "bypass", "bypass * log density")),
-    "course": replace(_STATE, weight=(*_STATE.weight, "log growth")),
 }
 
 #: Feature sets of networks in training and half pruned as well as of initial ones.
-AT_ANY_MOMENT = frozenset({"state", "flow", "course"})
+AT_ANY_MOMENT = frozenset({"state", "flow"})
 
 #: Feature sets that look at a network's shortcuts.
 SEE_SHORTCUTS = frozenset({"flow"})
@@ -121,7 +117,6 @@ class LayerFeatures:
     out_channel: Tensor
     in_channel: Tensor
     layer: Tensor
-    initial: Tensor | None = None  # the weights before training, [O, I, taps]; ``None``: ``weight`` is what they are
 
     def columns(self, start: int, stop: int) -> Tensor:
         """All but the layer-level features of output channels ``start:stop``, ``[features, stop - start, I, taps]``.
@@ -132,12 +127,10 @@ class LayerFeatures:
         widths = [len(level) for level in (spec.weight, spec.out_channel, spec.in_channel)]
         columns = self.weight.new_empty(sum(widths), stop - start, *self.weight.shape[1:])
         by_weight, by_out, by_in = columns.split(widths)
-        weight, initial = self.weight[start:stop], None if self.initial is None else self.initial[start:stop]
         for name, column in zip(spec.weight, by_weight, strict=True):
-            if name == "log growth":
-                _log_growth(weight, initial, self.weight_scale, column)
-            else:
-                _SPELLED[name](weight, self.weight_scale, self.gradient[start:stop], self.gradient_scale, column)
+            _SPELLED[name](
+                self.weight[start:stop], self.weight_scale, self.gradient[start:stop], self.gradient_scale, column
+            )
         by_out.copy_(self.out_channel[start:stop].T[:, :, None, None])
         by_in.copy_(self.in_channel.T[:, None, :, None])
         return columns
@@ -154,15 +147,6 @@ def _ratio(values: Tensor, scale: float, out: Tensor) -> None:
 
 def _log_ratio(values: Tensor, scale: float, out: Tensor) -> None:
     torch.mul(values, scale, out=out).abs_().clamp_(min=LOG_FLOOR).log_()
-
-
-def _log_growth(values: Tensor, before: Tensor | None, scale: float, out: Tensor) -> None:
-    """log|values / before|, both floored as in the other logarithms."""
-    if before is None:
-        out.zero_()
-        return
-    _log_ratio(values, scale, out)
-    out.sub_((before * scale).abs_().clamp_(min=LOG_FLOOR).log_())
 
 
 #: How a weight-level feature is computed from weights w and gradients g with their scales, in place.
@@ -195,10 +179,9 @@ class NetworkFeatures:
         layers: the layers, in order.
         weights, gradients: one tensor a layer, of the layer's shape, on one device. Gradients are means over images of
             the mean cross-entropy, so that their scale does not depend on how many images were used.
-        masks: what is left, for sets of any moment: bool tensors a layer; by default everything. Removed weights are
-            zero.
+        masks: what is left, for ``state`` and ``flow``: bool tensors a layer; by default everything. Removed weights
+            are zero.
         bypass: layer -> the share of the flow that passes by it, for ``flow``.
-        initial: the weights before training, for ``course``; by default nothing has been trained.
 
     Raises:
         AutoSparseError: ``flow`` without ``bypass``.
@@ -212,10 +195,8 @@ class NetworkFeatures:
         gradients: Mapping[str, Tensor],
         masks: Mapping[str, Tensor] | None = None,
         bypass: Mapping[str, float] | None = None,
-        initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.name = name
-        self._initial = initial
         self._bypass = _checked(name, bypass)
         self.spec = feature_set(name)
         self.layers = list(layers)
@@ -285,15 +266,14 @@ class NetworkFeatures:
             _log_channel_share(torch.ones_like(mask) if _answers(self.name, layer, len(self.layers)) else mask, (1, 2)),
             _log_channel_share(mask, (0, 2)),
             weight.new_tensor(context),
-            None if self._initial is None else self._initial[layer.name].detach().float().reshape(weight.shape),
         )
 
 
 class FeaturesOfRest:
-    """The features of the initial weights that are left, a row a weight: removed ones cost nothing.
+    """The ``state`` or ``flow`` features of the weights that are left, a row a weight: removed ones cost nothing.
 
     Args:
-        name: a feature set of any moment.
+        name: ``state`` or ``flow``.
         layers: the layers, in order.
         weights, gradients: what is left of each layer, ``[n]``, on one device.
         places: where in the flattened layer, ``[n]``, ascending, as int32 or int64; ``None`` where everything is left.

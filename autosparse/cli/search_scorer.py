@@ -60,7 +60,7 @@ class SearchEntry(Part):
     seeds: list[int] = Field(min_length=1)
     generations: int = Field(20, ge=1)
     candidates: int = Field(8, ge=2)
-    features: Literal["flow", "state", "course"] = "flow"
+    features: Literal["flow", "state"] = "flow"
     start: dict[str, float] = Field(default_factory=lambda: dict(SearchConfig.start))
     spread: float = Field(0.35, gt=0)
     seed: int = 0

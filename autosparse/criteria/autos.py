@@ -47,9 +47,9 @@ def autos(
     of the predicted survivals in iterative rewind pruning, without the ties that a float32 sigmoid makes near 1.
     ``parts``, ``noise`` and ``least`` are not for them.
 
-    Scorers of the feature sets ``state``, ``flow`` and ``course`` see what is left again and again, and scores count
-    the prunings that a weight survived. Without ``steps`` the network is pruned at its initial weights, in rounds of
-    draws (:mod:`autosparse.criteria.drawing`). With them the scorer guides a short training of a copy
+    Scorers of the feature sets ``state`` and ``flow`` see what is left again and again, and scores count the prunings
+    that a weight survived. Without ``steps`` the network is pruned at its initial weights, in rounds of draws
+    (:mod:`autosparse.criteria.drawing`). With them the scorer guides a short training of a copy
     (:mod:`autosparse.criteria.short_training`): it sees the copy's weights, the root mean squares of their gradients
     and what is left, and the lowest logits go.
 
@@ -84,7 +84,7 @@ def autos(
     bypass = bypass_for(scorer.feature_set, model, example)
 
     def rule(moment: Moment) -> Scores:
-        return logits(scorer, moment.layers, moment.weights, moment.gradients, moment.masks, bypass, moment.initial)
+        return logits(scorer, moment.layers, moment.weights, moment.gradients, moment.masks, bypass)
 
     training = ShortTraining(
         "autos", steps, split, updates, until, lr, momentum=0.9, weight_decay=5e-4, same_sign=True, memory=memory
@@ -99,8 +99,7 @@ def logits(
     gradients: Mapping[str, Tensor],
     masks: Masks | None = None,
     bypass: Mapping[str, float] | None = None,
-    initial: Mapping[str, Tensor] | None = None,
 ) -> Scores:
     """The scorer's outputs; arguments as for :class:`~autosparse.features.NetworkFeatures`."""
-    features = NetworkFeatures(scorer.feature_set, layers, weights, gradients, masks, bypass, initial)
+    features = NetworkFeatures(scorer.feature_set, layers, weights, gradients, masks, bypass)
     return {layer.name: scorer.score(features.layer(layer)).to(gradients[layer.name].device) for layer in layers}

@@ -55,7 +55,7 @@ def drawn(
 
     Args:
         owner: the criterion, for messages.
-        scorer: of a feature set of any moment (:data:`autosparse.features.AT_ANY_MOMENT`).
+        scorer: of the feature set ``state`` or ``flow``.
         parts: rounds; fewer where there are not eight images for each. The density falls along an exponential, and what
             the last round says is the score of what is left.
         noise: scale of the Gumbel noise; with 0 the scorer alone decides.

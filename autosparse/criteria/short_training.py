@@ -32,14 +32,12 @@ class Moment:
 
     Attributes:
         weights: its weights; zero where they were removed.
-        initial: what they were before the training.
         gradients: root mean squares of their gradients over the last batches; empty where no rule looks at them.
         masks: what is left.
     """
 
     layers: Sequence[Layer]
     weights: Mapping[str, Tensor]
-    initial: Mapping[str, Tensor]
     gradients: Mapping[str, Tensor]
     masks: Masks
 
@@ -138,7 +136,6 @@ def survival(
     network = copy.deepcopy(model).train().requires_grad_(True)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     weights, layers = prunable(network), layers_of(network)
-    initial = {name: weight.detach() for name, weight in prunable(model).items()}
     budget = budget_of(counts, layers, keep)
     due = training.path(masks.kept, keep) if training.steps else {}
     device = next(network.parameters()).device
@@ -177,13 +174,13 @@ def survival(
                     f"lower its option lr ({training.lr})"
                 )
             if due.get(step, masks.kept) < masks.kept:
-                said = _said(rule, layers, weights, initial, recent, masks)
+                said = _said(rule, layers, weights, recent, masks)
                 left = select(said, layers, due[step], budget=budget, within=masks)
                 lasting.pruned(said, masks, left)
                 masks = left
                 handle.remove()
                 handle = masks.hold(network, optimizer)
-    return lasting.ended(_said(rule, layers, weights, initial, recent, masks), masks)
+    return lasting.ended(_said(rule, layers, weights, recent, masks), masks)
 
 
 class _Lasting:
@@ -231,16 +228,11 @@ class _Recent:
 
 
 def _said(
-    rule: Rule,
-    layers: Sequence[Layer],
-    weights: Mapping[str, nn.Parameter],
-    initial: Mapping[str, Tensor],
-    recent: _Recent,
-    masks: Masks,
+    rule: Rule, layers: Sequence[Layer], weights: Mapping[str, nn.Parameter], recent: _Recent, masks: Masks
 ) -> Scores:
     """The rule's scores in [0, 1/2]."""
     now = {name: weight.detach() for name, weight in weights.items()}
-    found = rule(Moment(layers, now, initial, recent.values(), masks))
+    found = rule(Moment(layers, now, recent.values(), masks))
     return dict(zip(found, squeezed(list(found.values())), strict=True))
 
 

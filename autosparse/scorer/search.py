@@ -25,7 +25,6 @@ from autosparse.seeding import derive_seed
 SCALES = {
     "log|z|": 1.2,
     "log|h|": 1.6,
-    "log growth": 0.5,
     "log out share": 0.7,
     "log in share": 0.7,
     "log fan-in": 1.2,
@@ -56,7 +55,7 @@ class SearchConfig:
         candidates: of a generation.
         start: feature -> its slope, for the first generation's centre; 0 for the others.
         spread: standard deviation of the weights that are tried around the best known ones.
-        features: feature set, ``flow``, ``state`` or ``course``.
+        features: feature set, ``flow`` or ``state``.
     """
 
     tasks: tuple[Task, ...]
