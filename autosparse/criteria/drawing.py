@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autosparse.budget.selection import allocated, top_k
 from autosparse.connectivity import bypass_for
 from autosparse.criteria.base import Scores
-from autosparse.criteria.gradients import Batches, LossFn, mean_gradient
+from autosparse.criteria.gradients import FEWEST_IMAGES, Batches, LossFn, mean_gradient
 from autosparse.criteria.gradual import budget_of, squeezed
 from autosparse.errors import AutoSparseError
 from autosparse.features import FeaturesOfRest
@@ -23,7 +23,6 @@ from autosparse.masks import Masks
 from autosparse.scorer.network import Scorer
 from autosparse.triggers.init import AtInit
 
-_FEWEST = 8  # images of a round: batch norm needs several
 _NOTHING = 1e-6  # of the flow passes by a layer of a chain, up to rounding
 
 
@@ -226,7 +225,7 @@ def dealt(batches: Batches, parts: int) -> list[list[tuple[Tensor, Tensor]]]:
     """
     batches = list(batches)
     images = sum(len(x) for x, _ in batches)
-    parts = max(1, min(parts, images // _FEWEST))
+    parts = max(1, min(parts, images // FEWEST_IMAGES))
     bounds = [round(images * part / parts) for part in range(parts + 1)]
     portions: list[list[tuple[Tensor, Tensor]]] = []
     for low, high in pairwise(bounds):

@@ -14,6 +14,9 @@ from autosparse.layers import prunable
 Batches = Iterable[tuple[Tensor, Tensor]]
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
+#: Images that a batch is not divided below: batch norm needs several.
+FEWEST_IMAGES = 8
+
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:

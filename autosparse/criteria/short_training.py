@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autosparse import seeding
 from autosparse.budget import select
 from autosparse.criteria.base import Scores, Stream
-from autosparse.criteria.gradients import LossFn
+from autosparse.criteria.gradients import FEWEST_IMAGES, LossFn
 from autosparse.criteria.gradual import budget_of, squeezed
 from autosparse.errors import AutoSparseError, DivergedError
 from autosparse.layers import Layer, layers_of, prunable
@@ -23,7 +23,6 @@ from autosparse.triggers.init import AtInit
 
 _WARM_UP = 0.2  # of the steps, in which the learning rate rises; it falls along half a cosine after them
 _LEAST = 0.02  # of the peak learning rate
-_FEWEST = 8  # images of a step: batch norm needs several
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class ShortTraining:
 
     def pieces(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
         """A batch, divided among its steps of SGD."""
-        count = max(1, min(self.split, len(x) // _FEWEST))
+        count = max(1, min(self.split, len(x) // FEWEST_IMAGES))
         return list(zip(x.tensor_split(count), y.tensor_split(count), strict=True))
 
     def rate(self, step: float) -> float:
