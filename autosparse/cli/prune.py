@@ -63,8 +63,8 @@ def prune_command(
         int | None,
         typer.Option(
             min=0,
-            help="Batches to train a copy on before the mask is final, for methods that do so: more buy a better mask, "
-            "a hundred are often worth less than none.",
+            help="Batches to train a copy on before the mask is final, for methods that do so: more buy a better mask; "
+            "give some hundreds, fewer are often worth no more than none.",
             show_default="the method's own",
         ),
     ] = None,

@@ -54,8 +54,8 @@ def autos(
     and what is left, and the lowest logits go.
 
     Args:
-        steps: batches of the training; more buy a better mask. A hundred are worth less than none on residual
-            networks (docs/study.md, Steps).
+        steps: batches of the training; more buy a better mask. A hundred are worth no more than none on residual
+            networks (docs/study.md, The frontier).
         split, updates, until, lr: as in :class:`~autosparse.criteria.short_training.ShortTraining`.
         memory: decay a batch of the moving average of squared gradients.
         parts: rounds without ``steps``; each has its part of the images.
