@@ -28,7 +28,7 @@ from autosparse.layers import Layer, layers_of, total_weights
 from autosparse.masks import Masks
 from autosparse.recipes import Recipe, recipe_of
 from autosparse.sanity import check_sanity, is_rearrangement, rearranged
-from autosparse.scorer.choosing import LIKE, named_scorer, use_of
+from autosparse.scorer.choosing import like_of, named_scorer, use_of
 from autosparse.scorer.network import Scorer
 from autosparse.seeding import derive_seed, generator, global_stream
 from autosparse.triggers.init import AtInit
@@ -203,8 +203,8 @@ class Request:
 
 def check_budget(name: str) -> None:
     """UnknownNameError for a budget that does not exist; AutoSparseError for ``like:`` a method that prunes later."""
-    if name.startswith(LIKE):
-        Request(0.5, name.removeprefix(LIKE)).check()
+    if (other := like_of(name)) is not None:
+        Request(0.5, other).check()
     else:
         BUDGETS.get(name)
 
@@ -367,9 +367,9 @@ def _budget(
     ingredients: Mapping[str, Any],
 ) -> str | Allocation:
     """The budget rule called ``name``; for ``like:METHOD`` that method chooses masks first."""
-    if not name.startswith(LIKE):
+    if (method := like_of(name)) is None:
         return name
-    other = recipe_of(name.removeprefix(LIKE))
+    other = recipe_of(method)
     given = dict(ingredients)
     if "scorer" in CRITERIA.get(other.criterion).needs and given["scorer"] is None:
         given["scorer"] = named_scorer(None, use_of(other, {}))[1]

@@ -21,7 +21,7 @@ from autosparse.criteria import CRITERIA
 from autosparse.errors import AutoSparseError
 from autosparse.granularity import parse_granularity
 from autosparse.recipes import recipe_of
-from autosparse.scorer.choosing import default_scorer
+from autosparse.scorer.choosing import default_scorer, like_of
 from autosparse.training import TrainConfig
 
 #: Part of every hash: raised when the same settings no longer give the same result.
@@ -117,6 +117,8 @@ class Cell:
         found = {**self.as_dict(), "cell_version": CELL_VERSION}
         del found["label"]
         found["options"] = {**self._split(), **self.options}
+        if (other := like_of(self.budget)) is not None and (split := _split_of(other, {}, {})):
+            found["budget_options"] = split
         if self.dataset.startswith(_FOLDER):
             found["dataset"] = _FOLDER + Path(self.dataset.removeprefix(_FOLDER)).name
         if self.scorer is not None and (self.scorer.endswith(".safetensors") or "/" in self.scorer):
@@ -126,12 +128,9 @@ class Cell:
         return found
 
     def _split(self) -> dict[str, Any]:
-        """The default of that option where a copy is trained: in cells from before it existed batches were whole."""
         if self.is_dense or self.removes_channels:
             return {}
-        options = {**CRITERIA.get(recipe_of(self.method).criterion).options, **self.options}
-        trains = "split" in options and (options["steps"] or "steps" in self.choose)
-        return {"split": options["split"]} if trains else {}
+        return _split_of(self.method, self.options, self.choose)
 
     def _default_scorer(self) -> str | None:
         """The one that this release would take."""
@@ -221,6 +220,13 @@ def digest(facts: Mapping[str, Any]) -> str:
     """32 hexadecimal digits that name JSON-able ``facts``, whatever the order of their keys."""
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _split_of(method: str, options: Mapping[str, Any], choose: Mapping[str, Any]) -> dict[str, Any]:
+    """The option ``split`` where a copy is trained: in cells from before it existed batches were whole."""
+    taken = {**CRITERIA.get(recipe_of(method).criterion).options, **options}
+    trains = "split" in taken and (taken["steps"] or "steps" in choose)
+    return {"split": taken["split"]} if trains else {}
 
 
 def _content_of(path: Path) -> str:

@@ -37,6 +37,7 @@ def autos(
     until: float = 0.8,
     lr: float = 0.1,
     memory: float = 0.95,
+    precision: str = "auto",
     parts: int = 10,
     noise: float = 1.0,
     least: float = 0.5,
@@ -56,7 +57,7 @@ def autos(
     Args:
         steps: batches of the training; more buy a better mask. A hundred are worth no more than none on residual
             networks (docs/study.md, The frontier).
-        split, updates, until, lr: as in :class:`~autosparse.criteria.short_training.ShortTraining`.
+        split, updates, until, lr, precision: as in :class:`~autosparse.criteria.short_training.ShortTraining`.
         memory: decay a batch of the moving average of squared gradients.
         parts: rounds without ``steps``; each has its part of the images.
         noise: scale of the Gumbel noise without ``steps``: with 1 logits are logarithms of odds, with 0 the highest
@@ -87,8 +88,9 @@ def autos(
         return logits(scorer, moment.layers, moment.weights, moment.gradients, moment.masks, bypass)
 
     training = ShortTraining(
-        "autos", steps, split, updates, until, lr, momentum=0.9, weight_decay=5e-4, same_sign=True, memory=memory
-    )
+        "autos", steps, split, updates, until, lr, momentum=0.9, weight_decay=5e-4, same_sign=True,
+        precision=precision, memory=memory,
+    )  # fmt: skip
     return survival(training, rule, model, stream, loss_fn, keep, counts, masks, generator)
 
 

@@ -29,6 +29,7 @@ def scout(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     same_sign: bool = True,
+    precision: str = "auto",
 ) -> Scores:
     """Survival in one short training that prunes step by step and is then forgotten.
 
@@ -43,7 +44,7 @@ def scout(
     Raises:
         AutoSparseError: an option out of range. DivergedError: a loss is not finite.
     """
-    training = ShortTraining("scout", steps, split, updates, until, lr, momentum, weight_decay, same_sign)
+    training = ShortTraining("scout", steps, split, updates, until, lr, momentum, weight_decay, same_sign, precision)
     return survival(training, _magnitudes, model, stream, loss_fn, keep, counts, masks, generator)
 
 

@@ -15,9 +15,10 @@ from autosparse.budget import select
 from autosparse.criteria.base import Scores, Stream
 from autosparse.criteria.gradients import FEWEST_IMAGES, LossFn
 from autosparse.criteria.gradual import budget_of, squeezed
-from autosparse.errors import AutoSparseError, DivergedError
+from autosparse.errors import AutoSparseError, DivergedError, UnknownNameError
 from autosparse.layers import Layer, layers_of, prunable
 from autosparse.masks import Masks
+from autosparse.training.config import PRECISIONS
 from autosparse.training.precision import autocast, resolve_precision
 from autosparse.triggers.init import AtInit
 
@@ -61,6 +62,8 @@ class ShortTraining:
         momentum, weight_decay: of SGD.
         same_sign: a weight that crosses zero is put back to zero. What survives is then large with the sign that it
             starts from.
+        precision: of the copy's training, as in :class:`~autosparse.training.config.TrainConfig`. With ``auto`` masks
+            depend on what the hardware gains from.
         memory: decay a batch of the gradients' moving average; ``None`` when no rule looks at it.
 
     Raises:
@@ -76,6 +79,7 @@ class ShortTraining:
     momentum: float
     weight_decay: float
     same_sign: bool
+    precision: str = "auto"
     memory: float | None = None
 
     def __post_init__(self) -> None:
@@ -92,6 +96,8 @@ class ShortTraining:
         for name, (fits, wanted) in ranges.items():
             if not fits:
                 raise AutoSparseError(f"{self.owner} has {name} {getattr(self, name)}: give {wanted}")
+        if self.precision not in PRECISIONS:
+            raise UnknownNameError("precision", self.precision, PRECISIONS)
 
     def pieces(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
         """A batch, divided among its steps of SGD."""
@@ -138,7 +144,7 @@ def survival(
     budget = budget_of(counts, layers, keep)
     due = training.path(masks.kept, keep) if training.steps else {}
     device = next(network.parameters()).device
-    precision = resolve_precision("auto", device)
+    precision = resolve_precision(training.precision, device)
     lasting, masks = _Lasting(weights), masks.to(device)
     recent = _Recent(weights, training.memory)
     with seeding.global_stream(int(torch.randint(2**62, (), generator=generator)), training.owner):

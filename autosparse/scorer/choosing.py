@@ -18,10 +18,15 @@ LIKE = "like:"
 def default_scorer(method: str, options: Mapping[str, Any], budget: str | None) -> str | None:
     """The pretrained scorer that ``method``, or the method of its budget, takes where none is given."""
     asked = [(recipe_of(method), options)]
-    if budget and budget.startswith(LIKE):
-        asked.append((recipe_of(budget.removeprefix(LIKE)), {}))
+    if (other := like_of(budget)) is not None:
+        asked.append((recipe_of(other), {}))
     uses = [use_of(recipe, given) for recipe, given in asked if "scorer" in CRITERIA.get(recipe.criterion).needs]
     return DEFAULT_SCORERS[uses[0]] if uses else None
+
+
+def like_of(budget: str | None) -> str | None:
+    """The method whose layer densities ``budget`` asks for (``like:METHOD``), with its default options."""
+    return budget.removeprefix(LIKE) if budget and budget.startswith(LIKE) else None
 
 
 def use_of(recipe: Recipe, options: Mapping[str, Any]) -> str:

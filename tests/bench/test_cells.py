@@ -261,6 +261,9 @@ def test_how_batches_are_divided_is_part_of_a_cell_that_trains_a_copy() -> None:
     assert options("autos", {"steps": 9, "split": 1}) == {"steps": 9, "split": 1}
     assert options("autos", {}, choose={"steps": [0, 9]}) == {"split": split}
     assert options("scout", {}) == {"split": split}
+    plain = replace(CELL, method="random", options={}, sanity=None)
+    like = [replace(plain, budget=f"like:{name}") for name in ("scout", "autos")]
+    assert [cell.facts.get("budget_options") for cell in like] == [{"split": split}, None]
 
 
 def test_a_plan_names_the_default_scorer_for_good(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autosparse import prune
 from autosparse.criteria import score
-from autosparse.errors import AutoSparseError, DivergedError
+from autosparse.errors import AutoSparseError, DivergedError, UnknownNameError
 from autosparse.layers import layers_of, total_weights
 from autosparse.models import seeded_model
 
@@ -70,6 +70,17 @@ def test_a_batch_is_divided_among_steps_of_eight_images_or_more() -> None:
     assert moved(16, 2) == pytest.approx(first + second, abs=1e-5)
     assert moved(16, 3) == pytest.approx(first + second, abs=1e-5)
     assert moved(15, 2) == pytest.approx(first, abs=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "moved"), [("fp32", 0.001), ("bf16", 0.0)])
+def test_a_copy_is_trained_in_the_precision_asked_for(precision: str, moved: float) -> None:
+    # In bfloat16 an image of 1.001 is 1, and so is the weight's gradient; the first rate, 0.02, times lr is 1.
+    found = score(
+        "scout", line(9.0, 10.0), batches=[(torch.tensor([[1.001, 0.0]]), torch.ones(1, 1))],
+        loss_fn=lambda output, target: (output * target).mean(), keep=1, generator=torch.Generator().manual_seed(0),
+        options={**PLAIN, "steps": 1, "lr": 50.0, "precision": precision},
+    )  # fmt: skip
+    assert 9.0 - 20.0 * found["0.weight"].flatten().tolist()[0] == pytest.approx(1 + moved, abs=1e-4)
 
 
 def test_a_weight_that_begins_at_zero_is_free() -> None:
@@ -182,6 +193,8 @@ def test_what_cannot_be_is_told_in_a_line() -> None:
     }.items():
         with pytest.raises(AutoSparseError, match=f"scout has {name} {value}: give"):
             scores_of(line(1.0, 2.0), 1, **{name: value})
+    with pytest.raises(UnknownNameError, match=r"unknown precision 'fp16': did you mean bf16"):
+        scores_of(line(1.0, 2.0), 1, precision="fp16")
     with pytest.raises(DivergedError, match=r"loss is inf at step 1 of 1: lower its option lr"):
         score(
             "scout", line(1.0, 2.0), batches=[(X[:, :2], Y)], loss_fn=lambda output, target: output.sum() * math.inf,
