@@ -24,7 +24,7 @@ from autosparse.experiment import Known, Network, PruneSettings, ShrinkSettings,
 from autosparse.experiment.shrunk import shrinker_for
 from autosparse.files import load_tensors, save_tensors
 from autosparse.measuring import latency_share
-from autosparse.pruning import score_batches, scoring_stream
+from autosparse.pruning import SCORE_BATCH, score_batches, scoring_stream
 from autosparse.recipes import recipe_of
 from autosparse.training import load_state
 from autosparse.triggers.init import AtInit
@@ -224,16 +224,25 @@ def _result(run: TrainResult) -> dict[str, Any]:
     return {**result, **{name: value for name, value in pruned.items() if value}}  # rounds, or a schedule's facts
 
 
-def trainings_of(method: str, options: Mapping[str, Any], density: float) -> float:
-    """How many trainings of the grid's length ``method`` costs down to ``density``.
+def trainings_of(method: str, options: Mapping[str, Any], density: float, images: int) -> float:
+    """How many trainings, which look at ``images`` each, ``method`` costs down to ``density``.
 
-    SAP's rounds follow the data: they are counted as ten.
+    The short training of a copy counts by its images. SAP's rounds follow the data: they are counted as ten.
     The dense training before :class:`AfterTraining` is counted, although a grid's own dense cell can stand in for it.
     """
     if method == "dense" or method in CHANNEL_RECIPES:
         return 1.0
-    recipe, _ = recipe_of(method).with_options(options)
-    when = recipe.when
+    recipe, own = recipe_of(method).with_options(options)
+    return _trainings_under(recipe.when, density) + _short_training(recipe.criterion, own) / max(images, 1)
+
+
+def _short_training(criterion: str, options: Mapping[str, Any]) -> int:
+    """Images that a criterion trains a copy on."""
+    asked = CRITERIA.get(criterion)
+    return SCORE_BATCH * {**asked.options, **options}.get("steps", 0) if "stream" in asked.needs else 0
+
+
+def _trainings_under(when: object, density: float) -> float:
     if isinstance(when, Rewinding):
         rounds = 0
         while when.fraction**rounds > density * (1 + 1e-9):

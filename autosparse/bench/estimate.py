@@ -19,10 +19,18 @@ from autosparse.cost import torch_threads
 from autosparse.experiment import Network
 from autosparse.training import Callback, train
 
-#: ``trainings_of(method, options, density)``: how many trainings of the grid's length a method costs.
-TrainingsOf = Callable[[str, Mapping[str, Any], float], float]
+#: ``trainings_of(method, options, density, images)``: how many trainings of so many images each a method costs.
+TrainingsOf = Callable[[str, Mapping[str, Any], float, int], float]
 
 _WARM_UP, _STEPS, _SECONDS = 2, 12, 5.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one training takes."""
+
+    seconds: float
+    images: int
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ def plan(
     cells: Sequence[Cell], *, data_dir: Path, device: str, threads: int, trainings_of: TrainingsOf
 ) -> Iterator[Row]:
     """A row for each network, data set and method of ``cells``, with the time that its trainings will take."""
-    durations: dict[str, float] = {}
+    known: dict[str, Training] = {}
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         facts = replace(cell, seed=0, density=1.0).facts
@@ -51,9 +59,9 @@ def plan(
         for group in groups.values():
             first = group[0]
             key = digest({name: first.facts[name] for name in SETTING})
-            if key not in durations:
-                durations[key] = training_seconds(first, data_dir=data_dir, device=device)
-            trainings = _trainings(group, trainings_of)
+            if key not in known:
+                known[key] = timed_training(first, data_dir=data_dir, device=device)
+            trainings = _trainings(group, trainings_of, known[key].images)
             arguments = "".join(f" {name}={value}" for name, value in first.model_args.items())
             yield Row(
                 model=first.model + arguments,
@@ -62,24 +70,25 @@ def plan(
                 densities=tuple(dict.fromkeys(cell.density for cell in group)),
                 seeds=tuple(dict.fromkeys(cell.seed for cell in group)),
                 trainings=trainings,
-                seconds=trainings * durations[key],
+                seconds=trainings * known[key].seconds,
             )
 
 
-def _trainings(group: Sequence[Cell], trainings_of: TrainingsOf) -> float:
+def _trainings(group: Sequence[Cell], trainings_of: TrainingsOf, images: int) -> float:
     """Trainings of the cells of a row, and of their candidates, which are shared by the seeds."""
     count = 0.0
     for cell in group:
-        count += trainings_of(cell.method, cell.options, cell.density)
+        count += trainings_of(cell.method, cell.options, cell.density, images)
     for cell in {cell.density: cell for cell in group if cell.choose}.values():
-        count += sum(trainings_of(cell.method, {**cell.options, **c}, cell.density) for c in cell.candidates())
+        count += sum(trainings_of(cell.method, {**cell.options, **c}, cell.density, images) for c in cell.candidates())
     return count
 
 
-def training_seconds(cell: Cell, *, data_dir: Path, device: str) -> float:
-    """Seconds that a training with the settings of ``cell`` will take, from a few steps of it.
+def timed_training(cell: Cell, *, data_dir: Path, device: str) -> Training:
+    """What a training with the settings of ``cell`` will take, from a few steps of it.
 
-    Scoring is not counted. Validation after each epoch and the test count as forward passes, a third of a step.
+    Scoring is not counted, but for what ``trainings_of`` knows of it. Validation after each epoch and the test count as
+    forward passes, a third of a step.
     """
     data = images_of(cell, data_dir, device)
     config = cell.train_config
@@ -91,7 +100,10 @@ def training_seconds(cell: Cell, *, data_dir: Path, device: str) -> float:
         train(model, data, longest, device=device, callbacks=[watch], validate=False)
     per_epoch = config.steps_per_epoch(len(data.train))
     forward = len(data.val) / config.batch_size / 3
-    return watch.step_seconds * config.epochs * (per_epoch + forward)
+    return Training(
+        seconds=watch.step_seconds * config.epochs * (per_epoch + forward),
+        images=config.epochs * per_epoch * config.batch_size,
+    )
 
 
 class _EnoughError(Exception):

@@ -67,7 +67,7 @@ def check_cell(cell: Cell, data: ImageData) -> None:
         raise AutoSparseError(f"{cell.method} does not apply to {cell.model}: it needs batch norm")
 
 
-def trainings_of(method: str, options: Mapping[str, Any], density: float) -> float:
+def trainings_of(method: str, options: Mapping[str, Any], density: float, images: int) -> float:
     return 3.0 if method == "magnitude" else 1.0
 
 

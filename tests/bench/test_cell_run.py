@@ -147,15 +147,16 @@ def test_a_candidate_is_not_shown_test_images(tmp_path: Path) -> None:
 
 
 def test_what_a_method_costs() -> None:
-    assert [trainings_of(method, {}, 0.1) for method in ("dense", "snip", "rigl", "magnitude-after-training")] == [
-        1,
-        1,
-        1,
-        2,
-    ]
-    assert trainings_of("ltr", {"fraction": 0.5}, 0.5) == 2
-    assert trainings_of("ltr", {"fraction": 0.5}, 0.1) == 5
-    assert trainings_of("ltr", {"fraction": 0.1}, 0.01) == 3
+    def cost(method: str, options: dict[str, Any], density: float = 0.1) -> float:
+        return trainings_of(method, options, density, 25_600)
+
+    assert [cost(name, {}) for name in ("dense", "snip", "rigl", "autos")] == [1, 1, 1, 1]
+    assert cost("magnitude-after-training", {}) == 2
+    assert cost("ltr", {"fraction": 0.5}, 0.5) == 2
+    assert cost("ltr", {"fraction": 0.5}) == 5
+    assert cost("ltr", {"fraction": 0.1}, 0.01) == 3
+    assert cost("autos", {"steps": 100}) == 1.5  # of 128 images
+    assert cost("scout", {}) == 3.5
 
 
 class TwoHeads(nn.Module):
