@@ -287,13 +287,30 @@ def _check_types(
 
 
 def _current(cells: Mapping[Path, Cell], plan: Plan) -> dict[Path, Cell]:
-    """The cells without those of earlier plans that used a label for something else."""
-    planned = {(c.setting, c.label, c.sanity): c.usage for c in cells.values() if c.hash in (plan.cells or ())}
+    """The cells without those of earlier plans that used a label for something else, or another scorer of that name.
+
+    Which scorer a file held is told by the hash alone: where a planned cell takes the place of another one, the file
+    has changed since, and what is not planned has the old one, other seeds included.
+    """
+    planned = [cell for cell in cells.values() if cell.hash in (plan.cells or ())]
+    usages = {_group(cell): cell.usage for cell in planned}
+    places = {(_group(cell), cell.density, cell.seed): cell.hash for cell in planned}
+    changed = {
+        _group(cell)
+        for cell in cells.values()
+        if places.get((_group(cell), cell.density, cell.seed), cell.hash) != cell.hash
+    }
     return {
         path: cell
         for path, cell in cells.items()
-        if planned.get((cell.setting, cell.label, cell.sanity), cell.usage) == cell.usage
+        if usages.get(_group(cell), cell.usage) == cell.usage
+        and (_group(cell) not in changed or cell.hash in (plan.cells or ()))
     }
+
+
+def _group(cell: Cell) -> tuple[Setting, str, str | None]:
+    """Cells that differ in density and seed alone have the same."""
+    return cell.setting, cell.label, cell.sanity
 
 
 def _check_agreement(cells: Mapping[Path, Cell]) -> None:
@@ -301,7 +318,7 @@ def _check_agreement(cells: Mapping[Path, Cell]) -> None:
     usages: dict[tuple[Setting, str, str | None], tuple[Path, Cell]] = {}
     places: dict[tuple[Setting, str, str | None, float, int], Path] = {}
     for path, cell in cells.items():
-        group = (cell.setting, cell.label, cell.sanity)
+        group = _group(cell)
         first, other = usages.setdefault(group, (path, cell))
         if other.usage != cell.usage:
             raise FileFormatError(

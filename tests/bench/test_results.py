@@ -14,6 +14,8 @@ from autosparse.bench import Cell, Grid, Store, cells_of
 from autosparse.bench.results import read_results
 from autosparse.bench.setting import setting_names, setting_of
 from autosparse.errors import FileFormatError
+from autosparse.scorer.search import scorer_of
+from autosparse.scorer.store import save_scorer
 
 
 def test_cells_are_read_as_written(tmp_path: Path) -> None:
@@ -193,6 +195,21 @@ def test_cells_of_an_earlier_plan_that_meant_something_else_are_left_out(tmp_pat
     assert {cell.hash for cell in results.cells} == {cell.hash for cell in new}
     assert results.stale == len([cell for cell in old if not cell.is_dense])
     assert results.absent == ()
+
+
+def test_cells_of_a_scorer_whose_file_has_changed_are_left_out(tmp_path: Path) -> None:
+    folder, scorer = tmp_path / "runs", tmp_path / "mine.safetensors"
+    methods = [{"name": "snip", "label": "SNIP"}, {"name": "snip", "label": "learned", "scorer": str(scorer)}]
+    save_scorer(scorer, scorer_of([0.0] * 14), {})
+    _, old = planned(methods=methods, seeds=[0, 1, 2])
+    save_scorer(scorer, scorer_of([1.0] * 14), {})
+    grid, new = planned(methods=methods)
+    Store(folder).begin(grid)
+    write_cells(folder, *{cell.hash: finished(cell) for cell in (*old, *new)}.values())
+    results = read_results(folder)
+    third = [cell for cell in old if cell.label == "SNIP" and cell.seed == 2]  # of a label whose scorer is no other
+    assert {cell.hash for cell in results.cells} == {cell.hash for cell in (*new, *third)}
+    assert results.stale == len([cell for cell in old if cell.label == "learned"])
 
 
 def test_more_seeds_and_labels_of_an_earlier_plan_stay(tmp_path: Path) -> None:
