@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from autosparse.connectivity import bypass_for
+from autosparse.connectivity import passing_by
 from autosparse.criteria.base import Scores, Stream, criterion
 from autosparse.criteria.drawing import drawn
+from autosparse.criteria.floors import Floors
 from autosparse.criteria.gradients import Batches, LossFn
 from autosparse.criteria.short_training import Moment, ShortTraining, survival
 from autosparse.errors import AutoSparseError
@@ -62,8 +63,8 @@ def autos(
         parts: rounds without ``steps``; each has its part of the images.
         noise: scale of the Gumbel noise without ``steps``: with 1 logits are logarithms of odds, with 0 the highest
             stay.
-        least: of the mean layer's weights, kept without ``steps`` in every layer that all must pass through, if that
-            is no more than one for each of its output channels.
+        least: of the mean layer's weights, kept in every layer that all must pass through, if that is no more than one
+            for each of its output channels.
 
     Raises:
         AutoSparseError: an option out of range, or ``steps`` for a scorer that knows initial weights only.
@@ -82,7 +83,8 @@ def autos(
             parts=parts, noise=noise, least=least,
         )  # fmt: skip
 
-    bypass = bypass_for(scorer.feature_set, model, example)
+    bypass = passing_by(model, example)
+    floors = Floors("autos", layers_of(model), bypass, least)
 
     def rule(moment: Moment) -> Scores:
         return logits(scorer, moment.layers, moment.weights, moment.gradients, moment.masks, bypass)
@@ -91,7 +93,7 @@ def autos(
         "autos", steps, split, updates, until, lr, momentum=0.9, weight_decay=5e-4, same_sign=True,
         precision=precision, memory=memory,
     )  # fmt: skip
-    return survival(training, rule, model, stream, loss_fn, keep, counts, masks, generator)
+    return survival(training, rule, model, stream, loss_fn, keep, counts, masks, generator, floors)
 
 
 def logits(

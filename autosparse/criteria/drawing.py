@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from autosparse.budget.selection import allocated, top_k
 from autosparse.connectivity import bypass_for
 from autosparse.criteria.base import Scores
+from autosparse.criteria.floors import Floors
 from autosparse.criteria.gradients import FEWEST_IMAGES, Batches, LossFn, mean_gradient
 from autosparse.criteria.gradual import budget_of, squeezed
 from autosparse.errors import AutoSparseError
@@ -22,8 +23,6 @@ from autosparse.layers import Layer, layers_of, prunable
 from autosparse.masks import Masks
 from autosparse.scorer.network import Scorer
 from autosparse.triggers.init import AtInit
-
-_NOTHING = 1e-6  # of the flow passes by a layer of a chain, up to rounding
 
 
 def drawn(
@@ -58,9 +57,9 @@ def drawn(
         parts: rounds; fewer where there are not eight images for each. The density falls along an exponential, and what
             the last round says is the score of what is left.
         noise: scale of the Gumbel noise; with 0 the scorer alone decides.
-        least: of the mean layer's weights. No round leaves a layer that everything must pass through with fewer, as far
-            as one weight for each of its output channels goes: nothing makes up for a block of a deep chain that
-            unlucky draws have all but closed. Needs a scorer that sees shortcuts; has no say under a budget of layers.
+        least: of the mean layer's weights. No round leaves a layer that everything must pass through with fewer
+            (:class:`~autosparse.criteria.floors.Floors`). Needs a scorer that sees shortcuts; has no say under a budget
+            of layers.
 
     Raises:
         AutoSparseError: a value out of range, no images, or a loss that is not finite.
@@ -69,11 +68,9 @@ def drawn(
         raise AutoSparseError(f"{owner} has parts {parts}: give 1 or more")
     if not 0 <= noise < math.inf:
         raise AutoSparseError(f"{owner} has noise {noise}: give 0 or more")
-    if not 0 <= least <= 1:
-        raise AutoSparseError(f"{owner} has least {least}: give a number between 0 and 1")
     network = copy.deepcopy(model)
     bypass = bypass_for(scorer.feature_set, network, example)
-    rest = _Rest(network, masks, counts, keep, bypass, least)
+    rest = _Rest(network, masks, counts, keep, Floors(owner, layers_of(network), bypass, least))
     if noise:
         rest.draw(noise, generator)
     scores = [torch.zeros(layer.size, device=rest.device) for layer in rest.layers]
@@ -107,8 +104,7 @@ class _Rest:
         masks: Masks,
         counts: Mapping[str, int] | None,
         keep: int,
-        bypass: Mapping[str, float] | None,
-        least: float,
+        floors: Floors,
     ) -> None:
         self.layers = layers_of(network)
         self._parameters = [prunable(network)[layer.name] for layer in self.layers]
@@ -118,11 +114,7 @@ class _Rest:
             _of(parameter.detach().float().flatten(), places)
             for parameter, places in zip(self._parameters, self.places, strict=True)
         ]
-        self._bypass = bypass
-        self._wanted = [
-            layer.shape[0] if bypass is not None and bypass[layer.name] < _NOTHING else 0 for layer in self.layers
-        ]
-        self._least = least
+        self._floors = floors
         self._luck: list[Tensor] | None = None
         budget = budget_of(counts, self.layers, keep)
         self._allocate = None if isinstance(budget, str) else budget
@@ -159,7 +151,7 @@ class _Rest:
             dict(zip(names, self._weights, strict=True)),
             dict(zip(names, left, strict=True)),
             dict(zip(names, self.places, strict=True)),
-            self._bypass,
+            self._floors.bypass,
         )
         found = [scorer.score(features.layer(layer)) for layer in self.layers]
         if self._luck is not None:
@@ -176,8 +168,7 @@ class _Rest:
         if self._allocate is not None:
             counts = allocated(self.layers, keep, self._allocate, self.counts)
             return [top_k(values, count) for values, count in zip(said, counts, strict=True)]
-        most = int(self._least * keep / len(self.layers))
-        floors = [min(most, wanted, count) for wanted, count in zip(self._wanted, self.counts, strict=True)]
+        floors = self._floors.of(keep, self.counts)
         while True:
             kept = top_k(torch.cat(list(said)), keep).split(self.counts)
             short = [

@@ -124,7 +124,7 @@ def test_a_scorer_of_initial_features_cannot_guide() -> None:
         pruned_by("autos", Scorer("scale-free").eval(), steps=3)
 
 
-@pytest.mark.parametrize(("option", "value"), [("memory", 1.0), ("steps", -1), ("until", 0.0)])
+@pytest.mark.parametrize(("option", "value"), [("memory", 1.0), ("steps", -1), ("until", 0.0), ("least", 1.5)])
 def test_options_out_of_range_are_named(option: str, value: float) -> None:
     with pytest.raises(AutoSparseError, match=f"autos has {option} {value}: give"):
         pruned_by("autos", state_scorer(), **{"steps": 3, option: value})
@@ -191,7 +191,8 @@ def test_a_weight_is_drawn_with_the_odds_that_the_scorer_gives_it() -> None:
     assert 260 <= ahead <= 340  # 300 expected, standard deviation 8.7
 
 
-def test_no_layer_that_all_must_pass_is_left_nearly_empty() -> None:
+@pytest.mark.parametrize("way", [{"parts": 2, "noise": 0.0}, {"steps": 3, "updates": 2}], ids=["draws", "steps"])
+def test_no_layer_that_all_must_pass_is_left_nearly_empty(way: dict[str, float]) -> None:
     """The scorer likes short rows, of one and of three weights: of 40 weights it keeps 28, and none of the middle's."""
 
     class Net(nn.Module):
@@ -207,7 +208,7 @@ def test_no_layer_that_all_must_pass_is_left_nearly_empty() -> None:
     def kept_in_the_middle(shortcut: bool, **options: float) -> int:
         scores = score(
             "autos", Net(shortcut), batches=[(torch.ones(16, 1), torch.arange(16) % 8)], loss_fn=F.cross_entropy,
-            scorer=scorer, keep=28, generator=torch.Generator(), options={"parts": 2, "noise": 0.0, **options},
+            scorer=scorer, keep=28, generator=torch.Generator(), options={**way, **options},
         )  # fmt: skip
         return int(select(scores, layers_of(Net(shortcut)), 28)["middle.weight"].sum())
 

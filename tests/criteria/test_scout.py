@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autosparse import prune
+from autosparse.budget import select
 from autosparse.criteria import score
 from autosparse.errors import AutoSparseError, DivergedError, UnknownNameError
 from autosparse.layers import layers_of, total_weights
@@ -135,6 +136,24 @@ def test_a_stream_is_asked_for_as_many_batches_as_there_are_steps() -> None:
     )  # fmt: skip
     assert next(taken) == 5
     assert pruned.summary.images == 5 * 8
+
+
+def test_a_layer_that_all_must_pass_has_a_floor_where_one_is_asked_for() -> None:
+    def kept(**options: Any) -> list[int]:
+        model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 2, bias=False))
+        with torch.no_grad():
+            model[0].weight.fill_(1.0)  # type: ignore[operator]
+            model[1].weight.copy_(torch.arange(1.0, 9.0).reshape(2, 4) / 100)  # type: ignore[operator]
+        given: dict[str, Any] = {"batches": [(torch.ones(1, 4), torch.ones(1, 2))], "keep": 8}
+        found = score(
+            "scout", model, loss_fn=lambda output, target: (output * target).mean(),
+            generator=torch.Generator().manual_seed(0), options={**PLAIN, "steps": 1, "lr": 1e-3, **options}, **given,
+        )  # fmt: skip
+        return select(found, layers_of(model), 8)["1.weight"].flatten().nonzero().flatten().tolist()
+
+    assert kept() == []
+    assert kept(least=0.25) == [7]  # a quarter of the mean layer's four, and its highest
+    assert kept(least=1.0) == [6, 7]  # one for each output
 
 
 def test_a_data_loader_is_gone_through_again_and_again_beyond_the_batches_that_are_scored() -> None:
