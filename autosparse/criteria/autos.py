@@ -57,7 +57,7 @@ def autos(
 
     Args:
         steps: batches of the training; more buy a better mask. A hundred are worth no more than none on residual
-            networks (docs/study.md, The frontier).
+            networks, and less in narrow blocks, where five hundred are worth as much (docs/study.md, The frontier).
         split, updates, until, lr, precision: as in :class:`~autosparse.criteria.short_training.ShortTraining`.
         memory: decay a batch of the moving average of squared gradients.
         parts: rounds without ``steps``; each has its part of the images.
