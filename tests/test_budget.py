@@ -353,3 +353,15 @@ def test_the_largest_of_many_are_those_of_a_sort(kind: str, k: int) -> None:
     expected = torch.zeros_like(kept)
     expected[values.argsort(descending=True, stable=True)[:k]] = True
     assert torch.equal(kept, expected)
+
+
+def test_each_layer_may_have_a_least_of_its_own() -> None:
+    layers = layers_of_shapes((1, 4), (1, 4))
+    scores = {"l0": torch.tensor([[5.0, 6.0, 7.0, 8.0]]), "l1": torch.tensor([[1.0, 4.0, 3.0, 2.0]])}
+    assert counts(select(scores, layers, 3)) == [3, 0]
+    masks = select(scores, layers, 3, least=[0, 2])
+    assert [mask.flatten().tolist() for mask in masks.values()] == [[0, 0, 0, 1], [0, 1, 1, 0]]
+    within = {"l0": torch.ones(1, 4, dtype=torch.bool), "l1": torch.tensor([[True, False, False, False]])}
+    assert counts(select(scores, layers, 3, least=[0, 2], within=within)) == [2, 1]  # all that it may keep
+    with pytest.raises(BudgetError, match="the least of all layers are 4 weights, but only 3 are kept"):
+        select(scores, layers, 3, least=[2, 2])

@@ -101,6 +101,7 @@ def select(
     *,
     budget: str | Allocation = "global",
     min_layer_density: float = 0.0,
+    least: Sequence[int] | None = None,
     within: Mapping[str, Tensor] | None = None,
     forced: Mapping[str, Tensor] | None = None,
 ) -> Masks:
@@ -111,6 +112,7 @@ def select(
         budget: ``global`` compares all weights with one threshold; any other registered rule fixes the count of each
             layer first and keeps the largest inside it. An allocation may be given itself.
         min_layer_density: at least this fraction of every layer is kept.
+        least: at least so many weights are kept of each layer, ``keep`` together at most; or all that it may keep.
         within: bool tensors a layer; only these weights may be kept, so that successive selections are nested.
         forced: bool tensors a layer of weights that are kept before all others.
 
@@ -129,7 +131,11 @@ def select(
         }
     if keep > sum(capacity):
         raise BudgetError(f"cannot keep {keep} weights out of {sum(capacity)}")
-    least = [min(a, b) for a, b in zip(floors(layers, min_layer_density, keep), capacity, strict=True)]
+    asked = least or [0] * len(layers)
+    if sum(asked) > keep:
+        raise BudgetError(f"the least of all layers are {sum(asked)} weights, but only {keep} are kept")
+    both = zip(floors(layers, min_layer_density, keep), asked, capacity, strict=True)
+    least = [min(max(floor, count), room) for floor, count, room in both]
     if forced is not None:
         least = [max(count, int(forced[layer.name].sum())) for count, layer in zip(least, layers, strict=True)]
         if sum(least) > keep:

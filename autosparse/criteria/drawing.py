@@ -168,7 +168,7 @@ class _Rest:
         if self._allocate is not None:
             counts = allocated(self.layers, keep, self._allocate, self.counts)
             return [top_k(values, count) for values, count in zip(said, counts, strict=True)]
-        floors = self._floors.of(keep, self.counts)
+        floors = [min(least, count) for least, count in zip(self._floors.of(keep), self.counts, strict=True)]
         while True:
             kept = top_k(torch.cat(list(said)), keep).split(self.counts)
             short = [

@@ -37,16 +37,9 @@ class Floors:
         if not 0 <= self.least <= 1:
             raise AutoSparseError(f"{self.owner} has least {self.least}: give a number between 0 and 1")
 
-    def of(self, keep: int, left: Sequence[int]) -> list[int]:
-        """Weights that each layer has at least when ``keep`` are kept of the network.
-
-        Args:
-            left: how many each layer has before.
-        """
+    def of(self, keep: int) -> list[int]:
+        """Weights that each layer has at least, or all that are left of it, when ``keep`` are kept of the network."""
         if self.bypass is None:
             return [0] * len(self.layers)
         most = int(self.least * keep / len(self.layers))
-        return [
-            min(most, layer.shape[0], count) if self.bypass[layer.name] < _NOTHING else 0
-            for layer, count in zip(self.layers, left, strict=True)
-        ]
+        return [min(most, layer.shape[0]) if self.bypass[layer.name] < _NOTHING else 0 for layer in self.layers]

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autosparse import seeding
-from autosparse.budget import Allocation, select
-from autosparse.budget.selection import top_k
+from autosparse.budget import select
 from autosparse.criteria.base import Scores, Stream
 from autosparse.criteria.floors import Floors
 from autosparse.criteria.gradients import FEWEST_IMAGES, LossFn
@@ -187,33 +186,13 @@ def survival(
                 )
             if due.get(step, masks.kept) < masks.kept:
                 said = _said(rule, layers, weights, recent, masks)
-                left = _left(said, layers, due[step], budget, masks, floors)
+                least = floors.of(due[step]) if budget == "global" else None
+                left = select(said, layers, due[step], budget=budget, least=least, within=masks)
                 lasting.pruned(said, masks, left)
                 masks = left
                 handle.remove()
                 handle = masks.hold(network, optimizer)
     return lasting.ended(_said(rule, layers, weights, recent, masks), masks)
-
-
-@torch.no_grad()
-def _left(
-    said: Scores, layers: Sequence[Layer], keep: int, budget: str | Allocation, masks: Masks, floors: Floors
-) -> Masks:
-    """The ``keep`` highest scores of what is left, after the best ones of layers that would fall below their floor."""
-    left = select(said, layers, keep, budget=budget, within=masks)
-    least = floors.of(keep, [int(masks[layer.name].count_nonzero()) for layer in layers])
-    forced: dict[str, Tensor] = {}
-    while short := [
-        (layer, count)
-        for layer, count in zip(layers, least, strict=True)
-        if budget == "global" and int(left[layer.name].count_nonzero()) < count
-    ]:
-        forced = forced or {layer.name: torch.zeros_like(masks[layer.name]) for layer in layers}
-        for layer, count in short:
-            scores = said[layer.name].masked_fill(~masks[layer.name], -math.inf)
-            forced[layer.name] = top_k(scores.flatten(), count).reshape(layer.shape)
-        left = select(said, layers, keep, budget=budget, within=masks, forced=forced)
-    return left
 
 
 class _Lasting:
